@@ -1,0 +1,1 @@
+"""The exact SV3D networks and every checkpoint layout they are stored in."""

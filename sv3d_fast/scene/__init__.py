@@ -1,0 +1,1 @@
+"""Views to splats, splats to a textured mesh, and both to files."""
