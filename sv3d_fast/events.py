@@ -1,8 +1,11 @@
 """Typed progress: what the pipeline yields, and what the command line, servers and front ends consume."""
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,12 @@ class FileWritten:
 
 
 Event = StageStarted | Progress | StageFinished | StageResumed | Warned | FileWritten
+
+
+def finish(stage: Generator[Any, None, T]) -> T:
+    """Runs a stage to its end without looking at its events; returns its value."""
+    while True:
+        try:
+            next(stage)
+        except StopIteration as stop:
+            return stop.value
