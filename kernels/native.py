@@ -28,9 +28,7 @@ def library(kind: str):
     """
     path = folder() / f"libsv3d_fast_{kind}.so"
     if not path.exists():
-        raise NativeLibraryError(
-            f"{path.name} is not built; run `pip install -e .` (the CUDA library needs nvcc)"
-        )
+        raise NativeLibraryError(f"{path.name} is not built; run `pip install -e .` (the CUDA library needs nvcc)")
     import tvm_ffi
 
     try:

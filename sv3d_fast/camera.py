@@ -74,9 +74,7 @@ class Orbit:
         for index, pose in enumerate(poses):
             missing = {"elevation", "azimuth"} - set(pose)
             if missing:
-                raise ValueError(
-                    f"poses[{index}]: expected the keys elevation and azimuth, got {sorted(pose)}"
-                )
+                raise ValueError(f"poses[{index}]: expected the keys elevation and azimuth, got {sorted(pose)}")
         azimuths = torch.tensor([float(p["azimuth"]) for p in poses], dtype=torch.float64)
         elevations = torch.tensor([float(p["elevation"]) for p in poses])
         return cls(elevations, ((azimuths - azimuths[-1:]) % 360.0).float())

@@ -33,8 +33,6 @@ class Mesh:
         if self.uvs is not None and tuple(self.uvs.shape) != (len(f), 3, 2):
             raise ValueError(f"uvs: expected shape ({len(f)}, 3, 2), got {tuple(self.uvs.shape)}")
         if self.texture is not None and (self.texture.dtype != torch.uint8 or self.texture.ndim != 3):
-            raise ValueError(
-                f"texture: expected uint8 (R, R, 3), got {self.texture.dtype} {tuple(self.texture.shape)}"
-            )
+            raise ValueError(f"texture: expected uint8 (R, R, 3), got {self.texture.dtype} {tuple(self.texture.shape)}")
         if self.colors is not None and tuple(self.colors.shape) != (len(v), 3):
             raise ValueError(f"colors: expected shape ({len(v)}, 3), got {tuple(self.colors.shape)}")
