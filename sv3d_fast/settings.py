@@ -1,0 +1,60 @@
+"""What a run does: one value that the command line, the manifest and every front end share."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+EMBEDDED = "mini"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of `run`; the defaults are production values. Raises ValueError, naming the setting, for a bad one.
+
+    model: "mini" (embedded), a checkpoint file, a folder, or a repository id. seed: of the noise and of the fit.
+    steps: denoising steps; None for the model's own. elevation: of the input view, degrees. orbit: "static", "sine", or
+    a JSON file of poses. frame_size: pixels along a side; None for the model's own. foreground_ratio: longest side of
+    the object over the picture's; None keeps the picture's own (the official behaviour) but for the embedded model.
+    remove_background: False takes the picture as it is. matting_model: local ONNX file for background removal.
+    decode_chunk_size: frames decoded at once; no effect on the result. texture_resolution: pixels. mc_resolution:
+    voxels along a side of the surface grid. target_faces: of the mesh. device: "auto", "cpu", "cuda", "cuda:1", ...
+    """
+
+    model: str = EMBEDDED
+    seed: int = 0
+    steps: int | None = None
+    elevation: float = 10.0
+    orbit: str = "static"
+    frame_size: int | None = None
+    foreground_ratio: float | None = None
+    remove_background: bool = True
+    matting_model: Path | None = None
+    decode_chunk_size: int = 7
+    texture_resolution: int = 1024
+    mc_resolution: int = 128
+    target_faces: int = 20_000
+    device: str = "auto"
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("steps", 1, 1000),
+            ("elevation", -89, 89),
+            ("frame_size", 64, 2048),
+            ("foreground_ratio", 0.1, 1.0),
+            ("decode_chunk_size", 1, 10_000),
+            ("texture_resolution", 64, 8192),
+            ("mc_resolution", 16, 512),
+            ("target_faces", 100, 5_000_000),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: expected a whole number from 0 to 2^63 - 1, got {self.seed}")
+        if self.frame_size is not None and self.frame_size % 64:
+            raise ValueError(f"frame_size: expected a multiple of 64, got {self.frame_size}")
+        if self.matting_model is not None and not self.remove_background:
+            raise ValueError("matting_model: contradicts remove_background=False; give one of the two")
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        return {f.name: str(v) if isinstance(v := getattr(self, f.name), Path) else v for f in fields(self)}
