@@ -1,6 +1,6 @@
 """Orbit frames to splats: quality and time per stage on exact renders of meshes, one JSON line a run.
 
-    python bench/fit.py --size 128 --device cpu
+    python -m bench.fit --size 128 --device cpu
 
 Reports the PSNR of the fitted views and of views between them, the hull's silhouette IoU, the elevation that the
 masks give, and how long masks, hull and fit took in this process. Timings compare within one run only.

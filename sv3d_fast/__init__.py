@@ -13,7 +13,7 @@ _PUBLIC = {
     "Subject": "image",
     "Splats": "scene.splats",
     "Mesh": "scene.mesh",
-    "StableVideo3DPipeline": "pipeline",
+    "StableVideo3DPipeline": "stable_video_3d",
     "run": "pipeline",
 }
 __all__ = ["__version__", *_PUBLIC]

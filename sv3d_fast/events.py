@@ -10,10 +10,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage begins; `total` steps will follow, or None where the number is not known."""
+    """A stage begins; the stages inside it report their own Progress."""
 
     stage: str
-    total: int | None = None
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,6 @@ class Record:
     def stage(
         self,
         name: str,
-        total: int | None,
         depends: dict[str, Any],
         work: Callable[[], Generator[Event, None, T]],
         read: Callable[[], T] | None = None,
@@ -103,7 +102,7 @@ class Record:
             self.write()
             yield StageResumed(name, value)
             return value
-        yield StageStarted(name, total)
+        yield StageStarted(name)
         began, memory, warnings = time.perf_counter(), PeakMemory(self.device), []
         running = work()
         while True:

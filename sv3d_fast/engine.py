@@ -1,0 +1,88 @@
+"""Runs the denoising loop and decodes its latents, a chunk of frames at a time."""
+
+import itertools
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+
+from . import sampler
+from .conditioning import Conditioning
+from .events import Progress
+from .model.config import SamplerConfig
+from .model.unet import SV3DUNet
+from .model.vae import SV3DVAE
+
+
+class NonFiniteError(RuntimeError):
+    """The latents stopped being numbers; the message names the step."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Denoising step `index` (from 0) of `total` is done; `latents` (B, T, z, h, w) float32 are at the next sigma."""
+
+    index: int
+    total: int
+    sigma: float
+    latents: torch.Tensor
+
+
+def denoising(
+    unet: SV3DUNet, conditioning: Conditioning, noise: torch.Tensor, config: SamplerConfig
+) -> Generator[Step, torch.Tensor | None, torch.Tensor]:
+    """Unit-variance noise (B, T, z, h, w) to clean latents of the same shape, one Euler step per yield.
+
+    The consumer may send latents back in place of the ones it was given (a callback's right). Latents and angles
+    stay float32 whatever the network's dtype. Guidance whose largest scale is 1 runs the conditional half alone,
+    which is exact. Raises NonFiniteError, naming the step, where the latents overflow.
+    """
+    weight = next(unet.parameters())
+    levels = sampler.sigmas(config).tolist()
+    frames = noise.shape[1]
+    guidance = config.max_guidance > 1 or config.min_guidance != 1
+    scales = sampler.triangle_guidance(config, frames).to(weight.device)
+    halves = [conditioning.unconditional(), conditioning] if guidance else [conditioning]
+    token = torch.cat([half.token for half in halves])
+    vector = torch.cat([half.vector for half in halves])
+    images = torch.cat([half.image_latents for half in halves])[:, None].expand(-1, frames, -1, -1, -1)
+    latents = sampler.initial_latents(noise.to(weight.device, torch.float32), config)
+    for index, (sigma, following) in enumerate(itertools.pairwise(levels)):
+        with torch.no_grad():
+            scaled = (latents * sampler.c_in(sigma)).to(weight.dtype)
+            inputs = torch.cat([torch.cat([scaled] * len(halves)), images], 2)
+            output = unet(inputs, sampler.c_noise(sigma), token, vector).float()
+            if guidance:
+                output = sampler.guided(*output.chunk(2), scales)
+            latents = sampler.euler_step(latents, sampler.denoised(output, latents, sigma), sigma, following)
+            if not torch.isfinite(latents).all():
+                raise NonFiniteError(f"the latents are not finite after step {index + 1} of {config.steps}")
+        replaced = yield Step(index, config.steps, sigma, latents)
+        if replaced is not None:
+            latents = replaced.to(latents)
+    return latents
+
+
+def decoding(
+    vae: SV3DVAE, latents: torch.Tensor, *, chunk: int, stage: str = "decode"
+) -> Generator[Progress, None, torch.Tensor]:
+    """Latents (N, z, h, w) as sampled to pictures (N, 3, H, W) float32 in [-1, 1], unclamped, `chunk` at a time.
+
+    The decoder sees each frame alone, so the chunk size changes memory and never the result.
+    Raises ValueError for a chunk below 1.
+    """
+    if chunk < 1:
+        raise ValueError(f"decode_chunk_size: expected at least 1, got {chunk}")
+    weight = next(vae.parameters())
+    pictures = []
+    for start in range(0, len(latents), chunk):
+        with torch.no_grad():
+            part = latents[start : start + chunk].to(weight.device, torch.float32) / vae.config.scaling
+            pictures.append(vae.decode(part.to(weight.dtype)).float())
+        yield Progress(stage, min(start + chunk, len(latents)), len(latents))
+    return torch.cat(pictures)
+
+
+def to_uint8(pictures: torch.Tensor) -> torch.Tensor:
+    """(N, 3, H, W) in [-1, 1] to (N, H, W, 3) uint8 on the CPU, rounded."""
+    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()

@@ -1,0 +1,57 @@
+"""What `sv3d-fast info` prints: versions, devices, and for each op which implementations can run here and why not."""
+
+import importlib
+import pkgutil
+import platform
+from importlib import metadata
+
+import torch
+
+from . import __version__, kernels
+from .kernels import native
+from .kernels.op import Op, registry
+
+PACKAGES = ("torch", "triton", "diffusers", "transformers", "gsplat", "trimesh", "xatlas", "numpy", "rembg")
+
+
+def describe() -> str:
+    """The whole text."""
+    lines = [f"sv3d-fast {__version__}, Python {platform.python_version()} on {platform.platform()}"]
+    lines.append("packages    " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
+    for kind in ("cpu", "cuda"):
+        state = native.library(kind).build_info() if kind == "cpu" and native.available(kind) else ""
+        lines.append(f"native {kind:<5}" + (f"built {state}" if native.available(kind) else "not built"))
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            p = torch.cuda.get_device_properties(index)
+            lines.append(f"cuda:{index}      {p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}")
+    else:
+        lines.append("cuda        no device; everything runs on the CPU")
+    lines.append("")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name, op in sorted(ops().items()):
+        example = next(iter(op.examples(device)))
+        lines.append(f"{name:<20} {op.choose(*example).name}")
+        for implementation in op.implementations:
+            for reason in implementation.why_not(*example):
+                lines.append(f"{'':<20}   not {implementation.name}: {reason}")
+    return "\n".join(lines)
+
+
+def chosen_implementations(device: str) -> dict[str, str]:
+    """Name of the implementation that each op runs on a device type ("cpu" or "cuda"), judged by its first example."""
+    return {name: op.choose(*next(iter(op.examples(device)))).name for name, op in sorted(ops().items())}
+
+
+def ops() -> dict[str, Op]:
+    """Every op there is, by name."""
+    for module in pkgutil.iter_modules(kernels.__path__):
+        importlib.import_module(f"{kernels.__name__}.{module.name}")
+    return registry
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "-"

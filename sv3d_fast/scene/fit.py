@@ -1,0 +1,259 @@
+"""Fits Gaussian splats to an orbit: from the surface of its visual hull, a fixed number, no densification.
+
+The image loss is that of Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Rendering", 2023
+(0.8 L1 + 0.2 D-SSIM), without view dependence: light is static in an orbit. Random backgrounds and a loss on alpha
+keep empty space empty; splats start flat on the hull and are kept flat, which ties them to a surface.
+"""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from scipy.spatial import cKDTree
+
+from sv3d_fast import events
+from sv3d_fast.camera import Orbit
+from sv3d_fast.kernels.splat_raster import splat_raster
+from sv3d_fast.kernels.ssim import ssim
+from sv3d_fast.video import MIN_FRAMES, OrbitVideo
+
+from .hull import Hull, azimuth_scores, surface_points, visual_hull
+from .masks import doubts, foreground
+from .splats import Splats
+
+STAGE = "fit"
+NEAR, EPS2D = 0.01, 0.3  # the rasteriser's near plane (world units) and screen-space dilation (px^2)
+INVISIBLE = 1 / 255  # splats below this opacity draw nothing: the rasteriser skips them
+REVERSED = 0.02  # how much more consistent the opposite orbit must be to warn about it
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How splats are fitted; the defaults are those of a GPU, `FitConfig.of` gives those of a device.
+
+    Learning rates are Adam's at the first step; lr_means is in units of the splats' mean spacing. Each falls
+    exponentially to `decay` of itself (the means' to decay^2) over the steps.
+    """
+
+    size: int = 576  # pixels: larger frames are averaged down to this
+    count: int = 50_000
+    steps: int = 2000
+    views_per_step: int = 4
+    lr_means: float = 0.2
+    lr_quats: float = 2e-2
+    lr_scales: float = 2e-2
+    lr_opacities: float = 1e-1
+    lr_colors: float = 1e-2
+    decay: float = 0.1
+    dssim: float = 0.2  # weight of D-SSIM; L1 has the rest
+    mask: float = 0.5  # weight of the L1 loss on alpha
+    flatness: float = 0.1  # weight of the smallest axis over the spacing
+    opacity: float = 1e-4  # weight of the mean opacity
+    back_view: float = 0.5  # weight of the view opposite the input, whose own is 1
+    initial_opacity: float = 0.8
+    initial_flatness: float = 0.2  # the smallest axis over the other two, at the start
+
+    def __post_init__(self):
+        for name in ("size", "count", "steps", "views_per_step"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least one, got {getattr(self, name)}")
+
+    @classmethod
+    def of(cls, device: torch.device, size: int) -> "FitConfig":
+        """What suits a device and frames of `size` pixels: on a CPU smaller, one view a step, within a minute."""
+        if device.type != "cpu":
+            return cls(size=size)
+        size = min(size, 256)
+        return cls(size=size, count=min(max(size * size // 4, 500), 8000), steps=600, views_per_step=1)
+
+
+def fitting(
+    video: OrbitVideo,
+    *,
+    count: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    config: FitConfig | None = None,
+) -> Generator[events.Event, None, Splats]:
+    """Fits `count` splats in `steps` steps: yields Progress per step (loss, psnr in dB) and Warned, returns Splats.
+
+    device: the frames' if None. config: FitConfig.of(device, size) if None. count, steps: the configuration's if
+    None. Splats that ended invisible are left out of the result. On a CPU the result depends on the inputs and the
+    seed alone; no global random state is used.
+    Raises ValueError for fewer than MIN_FRAMES frames, a count or steps below 1, masks that are empty or agree on
+    no volume.
+    """
+    if len(video.orbit) < MIN_FRAMES:
+        raise ValueError(f"video: expected at least {MIN_FRAMES} frames to fit splats to, got {len(video.orbit)}")
+    device = torch.device(device) if device is not None else video.frames.device
+    config = config or FitConfig.of(device, video.size)
+    config = replace(
+        config,
+        count=config.count if count is None else count,
+        steps=config.steps if steps is None else steps,
+        size=min(config.size, video.size),
+    )
+    size, steps = config.size, config.steps
+    generator = torch.Generator().manual_seed(seed)
+
+    alpha = foreground(video).to(device)
+    for doubt in doubts(alpha):
+        yield events.Warned(STAGE, doubt)
+    given, other = azimuth_scores(alpha, video.orbit)
+    if other > given + REVERSED:
+        yield events.Warned(
+            STAGE, f"masks agree better ({other:.2f}, not {given:.2f}) if the orbit turns the other way"
+        )
+    hull = visual_hull(alpha, video.orbit, tolerance=len(video.orbit) // 12, dilation=0)
+    images, alpha = _resized(video.colors().to(device), size), _resized(alpha[..., None], size)
+
+    splats, spacing = initial_splats(hull, images, alpha[..., 0], video.orbit, generator, config)
+    parameters = {name: value.requires_grad_() for name, value in vars(splats).items()}
+    optimizer, rates = _optimizer(parameters, spacing, config)
+    weights = _view_weights(video.orbit, config.back_view).to(device)
+    queue = torch.empty(0, dtype=torch.long)
+    figures: dict[str, float] = {}
+    for step in range(steps):
+        if len(queue) < min(config.views_per_step, len(video.orbit)):
+            queue = torch.randperm(len(video.orbit), generator=generator)
+        views, queue = queue[: config.views_per_step], queue[config.views_per_step :]
+        backgrounds = torch.rand(len(views), 3, generator=generator).to(device)
+        chosen = views.to(device)
+        target = images[chosen] + (1 - alpha[chosen]) * (backgrounds[:, None, None] - 1)  # the frames are on white
+        target = target.clamp(0, 1)
+
+        rgb, coverage = render(splats, video.orbit.select(views), size, backgrounds)
+        error = (rgb - target).abs().mean((1, 2, 3))
+        structure = 1 - ssim(rgb, target)
+        silhouette = (coverage - alpha[chosen, ..., 0]).abs().mean((1, 2))
+        per_view = (1 - config.dssim) * error + config.dssim * structure + config.mask * silhouette
+        loss = (weights[chosen] * per_view).sum() / weights[chosen].sum()
+        thin = splats.log_scales.amin(-1).exp().mean() / spacing
+        total = loss + config.flatness * thin + config.opacity * splats.opacities.mean()
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        progress = step / steps
+        for group, (rate, decay) in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * decay**progress
+        optimizer.step()
+
+        if step % 10 == 0 or step == steps - 1:  # reading a figure waits for a GPU
+            noise = float((rgb.detach() - target).square().mean())
+            figures = {"loss": float(loss.detach()), "psnr": -10 * math.log10(max(noise, 1e-12))}
+        yield events.Progress(STAGE, step + 1, steps, dict(figures))
+    return _visible(splats)
+
+
+def fit(video: OrbitVideo, **options) -> Splats:
+    """Splats fitted to a video: `fitting` without its events; the same options and errors."""
+    return events.finish(fitting(video, **options))
+
+
+def render(
+    splats: Splats, orbit: Orbit, size: int, background: float | torch.Tensor = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The T views of an orbit: rgb (T, size, size, 3), unclamped, and alpha (T, size, size), on the splats' device.
+
+    background: a grey level, an RGB colour (3,) or one for each view (T, 3). Differentiable in the splats.
+    """
+    device, views = splats.means.device, len(orbit)
+    backgrounds = torch.as_tensor(background, dtype=torch.float32, device=device).expand(views, 3).contiguous()
+    rgb, alpha = splat_raster(
+        splats.means, splats.quats, splats.scales, splats.opacities, splats.colors,
+        orbit.world_to_camera().to(device), orbit.intrinsics(size).to(device), size, size, backgrounds, NEAR, EPS2D,
+    )  # fmt: skip
+    return rgb, alpha[..., 0]
+
+
+def initial_splats(
+    hull: Hull,
+    images: torch.Tensor,
+    alpha: torch.Tensor,
+    orbit: Orbit,
+    generator: torch.Generator,
+    config: FitConfig,
+) -> tuple[Splats, float]:
+    """Flat splats on a hull's surface, coloured by the views that face them best, and their mean spacing.
+
+    images (T, S, S, 3) on white and alpha (T, S, S): the orbit's frames; the spacing is in world units.
+    """
+    count = config.count
+    points, normals = surface_points(hull, count, generator)
+    if count > 1:  # what one splat has to cover: the distance to its neighbours, three of them on average
+        cloud = points.double().cpu().numpy()
+        distances, _ = cKDTree(cloud).query(cloud, k=min(4, count))
+        gaps = torch.from_numpy(distances[:, 1:]).float().mean(-1)
+    else:
+        gaps = torch.full((1,), hull.voxel)
+    gaps = gaps.to(points.device).clamp(min=hull.voxel / 20)
+    scales = gaps[:, None] * torch.tensor([1.0, 1.0, config.initial_flatness], device=points.device)
+    splats = Splats(
+        means=points,
+        quats=_facing(normals),
+        log_scales=scales.log(),
+        logit_opacities=torch.full_like(gaps, config.initial_opacity).logit(),
+        colors=_best_facing_colors(points, normals, images, alpha, orbit),
+    )
+    return splats, float(gaps.mean())
+
+
+def _facing(normals: torch.Tensor) -> torch.Tensor:
+    """(N, 4) quaternions, w first, of rotations that take the z axis to unit normals (N, 3)."""
+    x, y, z = normals.unbind(-1)
+    quats = torch.stack([1 + z, -y, x, torch.zeros_like(z)], -1)
+    upside_down = torch.tensor([0.0, 1.0, 0.0, 0.0], device=normals.device)
+    return F.normalize(torch.where((z < -0.9999)[:, None], upside_down, quats), dim=-1)
+
+
+def _best_facing_colors(points, normals, images, alpha, orbit) -> torch.Tensor:
+    """(N, 3) the colour of points (N, 3) in the view that faces each best among those whose mask holds it."""
+    size = images.shape[1]
+    picture = torch.cat([images, alpha[..., None]], -1).permute(0, 3, 1, 2)
+    best = torch.full_like(points[:, 0], -torch.inf)
+    colors = torch.full_like(points, 0.5)
+    pose, views = orbit.camera_to_world().to(points.device), orbit.world_to_camera().to(points.device)
+    for view in range(len(orbit)):
+        position = points @ views[view, :3, :3].T + views[view, :3, 3]
+        grid = position[:, :2] / position[:, 2:] * (2 * orbit.focal(size) / size)
+        sample = F.grid_sample(picture[view : view + 1], grid[None, None], align_corners=False)[0, :, 0].T
+        facing = (F.normalize(pose[view, :3, 3] - points, dim=-1) * normals).sum(-1)
+        score = facing + sample[:, 3]
+        better = score > best
+        best = torch.where(better, score, best)
+        colors = torch.where(better[:, None], sample[:, :3], colors)
+    return colors
+
+
+def _optimizer(parameters, spacing: float, config: FitConfig):
+    """Adam with a group for each parameter, and each group's first rate and decay."""
+    rates = {
+        "means": (config.lr_means * spacing, config.decay**2),
+        "quats": (config.lr_quats, config.decay),
+        "log_scales": (config.lr_scales, config.decay),
+        "logit_opacities": (config.lr_opacities, config.decay),
+        "colors": (config.lr_colors, config.decay),
+    }
+    groups = [{"params": [parameters[name]], "lr": rate} for name, (rate, _) in rates.items()]
+    return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True), list(rates.values())
+
+
+def _view_weights(orbit: Orbit, back_view: float) -> torch.Tensor:
+    """(T,) 1 at the input view (the last), falling with the cosine to back_view opposite it."""
+    angle = torch.deg2rad(orbit.azimuths - orbit.azimuths[-1])
+    return back_view + (1 - back_view) * (1 + angle.cos()) / 2
+
+
+def _resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    """(T, size, size, D) images (T, S, S, D), averaged down."""
+    if images.shape[1] == size:
+        return images
+    return F.interpolate(images.permute(0, 3, 1, 2), (size, size), mode="area").permute(0, 2, 3, 1).contiguous()
+
+
+def _visible(splats: Splats) -> Splats:
+    splats = splats.detach()
+    keep = splats.opacities >= INVISIBLE
+    return Splats(*(value[keep] for value in vars(splats).values()))

@@ -1,0 +1,206 @@
+"""Texture of a mesh from the frames of an orbit: every texel takes its colour from the views that see it best.
+
+Views of a generated orbit disagree a little, so a plain mean ghosts: weights fall steeply with the slant, and views
+that disagree with the best ones are left out. Silhouettes are avoided, where pixels mix with the background.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage, sparse
+from scipy.sparse.linalg import factorized
+from scipy.spatial import cKDTree
+
+from sv3d_fast.events import Progress, Warned, finish
+from sv3d_fast.kernels.mesh_raster import mesh_raster
+from sv3d_fast.scene.masks import foreground
+from sv3d_fast.scene.mesh import Mesh
+from sv3d_fast.scene.splats import Splats
+from sv3d_fast.scene.unwrap import covered, unwrap
+from sv3d_fast.video import OrbitVideo
+
+STAGE = "texture"
+CHUNK = 1 << 16  # texels projected at a time, to bound memory
+SLANT_POWER = 6  # weight = cosine to this power, so that the best views dominate
+SURE = 0.25  # cosine of the best view from which a texel's projected colour stands alone
+DISAGREEMENT = 0.12  # colour distance from the best views at which a view's weight falls to 1/e
+BORDER, FEATHER = 1.0, 2.0  # pixels next to an outline that are not used, and over which the weight then rises
+JUMP, DEPTH_TOLERANCE = 8.0, 3.0  # pixel footprints: a depth step that is an outline; how exactly a texel must be hit
+NEIGHBOURS, FAINT = 8, 0.1  # splats that an unseen vertex's colour is blended from, and the opacity they need
+PRIOR = 1e-6  # pull of the mean colour on unseen vertices, for parts of a mesh that no view sees at all
+
+
+def bake(mesh: Mesh, video: OrbitVideo, *, resolution: int = 1024, splats: Splats | None = None) -> Mesh:
+    """The whole of `baking` at once."""
+    return finish(baking(mesh, video, resolution=resolution, splats=splats))
+
+
+def baking(
+    mesh: Mesh, video: OrbitVideo, *, resolution: int = 1024, splats: Splats | None = None
+) -> Generator[Progress | Warned, None, Mesh]:
+    """Yields a Progress per step; returns the mesh with uvs and a texture (resolution, resolution, 3) uint8.
+
+    A mesh that has uvs keeps them; another is unwrapped, and a Warned tells if only by projection. Texels that no
+    view sees take the colour of the nearest `splats` if given, else one interpolated along the surface.
+    Runs on the mesh's device. Raises ValueError for a resolution outside 16 to 8192, a mesh without faces, frames
+    without an object and, without splats, for a mesh that no view sees.
+    """
+    if not 16 <= resolution <= 8192:
+        raise ValueError(f"resolution: expected 16 to 8192 texels, got {resolution}")
+    if len(mesh.faces) == 0:
+        raise ValueError("mesh: expected at least one face, got none")
+    if mesh.uvs is None:
+        layout = unwrap(mesh.vertices.cpu(), mesh.faces.cpu())
+        if layout.method != "xatlas":
+            yield Warned(STAGE, f"unwrapped by cube projection: {layout.why}")
+        mesh = replace(mesh, uvs=torch.from_numpy(layout.uvs).to(mesh.vertices.device))
+    texels = _Texels.of(mesh, resolution)
+    chunks = texels.index.split(CHUNK)
+    steps = len(chunks) + 3
+    yield Progress(STAGE, 1, steps)
+
+    views = _views(mesh, video)
+    colors, certainty = [], []
+    for step, (position, normal) in enumerate(
+        zip(texels.positions.split(CHUNK), texels.normals.split(CHUNK), strict=True), 2
+    ):
+        color, sure = _projected(position, normal, views, video)
+        colors.append(color)
+        certainty.append(sure)
+        yield Progress(STAGE, step, steps)
+    color, sure = torch.cat(colors), torch.cat(certainty)
+    around = _splat_colors(mesh, splats) if splats else _vertex_colors(mesh, texels, color, sure)
+    color = torch.lerp((around[texels.corners] * texels.weights[..., None]).sum(1), color, sure[:, None])
+    yield Progress(STAGE, steps - 1, steps)
+
+    texture = _padded(texels.index, color, resolution)
+    yield Progress(STAGE, steps, steps, {"seen": float((sure > 0).float().mean())})
+    return replace(mesh, texture=texture)
+
+
+@dataclass(frozen=True)
+class _Texels:
+    """The texels that faces cover: index = row * resolution + column (P,), world positions and normals (P, 3).
+
+    corners: (P, 3) the vertices around each one, and weights: (P, 3) its barycentrics.
+    """
+
+    index: torch.Tensor
+    corners: torch.Tensor
+    weights: torch.Tensor
+    positions: torch.Tensor
+    normals: torch.Tensor
+
+    @classmethod
+    def of(cls, mesh: Mesh, resolution: int) -> "_Texels":
+        assert mesh.uvs is not None
+        texel, face, barycentrics = covered(mesh.uvs.cpu().numpy(), resolution)
+        if len(texel) == 0:
+            raise ValueError(f"resolution: expected texels inside the mesh's faces, got none at {resolution}")
+        texel, first = np.unique(texel, return_index=True)
+        device = mesh.vertices.device
+        index, weight = torch.from_numpy(texel).to(device), torch.from_numpy(barycentrics[first]).to(device)
+        corners = mesh.faces.long()[torch.from_numpy(face[first]).to(device)]
+        positions = (mesh.vertices[corners] * weight[..., None]).sum(1)
+        normals = F.normalize((_vertex_normals(mesh)[corners] * weight[..., None]).sum(1), dim=1)
+        return cls(index, corners, weight, positions, normals)
+
+
+def _vertex_normals(mesh: Mesh) -> torch.Tensor:
+    """(V, 3) unit normals, the mean of the faces around weighted by area."""
+    corners = mesh.vertices[mesh.faces.long()]
+    normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    total = torch.zeros_like(mesh.vertices)
+    for corner in range(3):
+        total.index_add_(0, mesh.faces[:, corner].long(), normals)
+    return F.normalize(total, dim=1)
+
+
+def _views(mesh: Mesh, video: OrbitVideo) -> torch.Tensor:
+    """(T, 5, H, W): red, green, blue, the mesh's depth, and how far a pixel is from outlines, 0 to 1."""
+    device, size = mesh.vertices.device, video.size
+    cameras = video.orbit.world_to_camera().to(device), video.orbit.intrinsics(size).to(device)
+    _, _, depth = mesh_raster(mesh.vertices, mesh.faces, *cameras, size, size)
+    depth = depth.nan_to_num(posinf=1e3)[:, None]
+    far, near = F.max_pool2d(depth, 3, 1, 1), -F.max_pool2d(-depth, 3, 1, 1)
+    whole = (far - near < JUMP * _footprint(video)) & (foreground(video).to(device)[:, None] > 0.9)
+    inner = np.stack([ndimage.distance_transform_edt(np.pad(m, 1))[1:-1, 1:-1] for m in whole[:, 0].cpu().numpy()])
+    distance = torch.from_numpy(inner.astype(np.float32)).to(device)[:, None]
+    trust = ((distance - BORDER) / FEATHER).clamp(0, 1)
+    return torch.cat([video.colors().to(device).permute(0, 3, 1, 2), depth, trust], 1)
+
+
+def _footprint(video: OrbitVideo) -> float:
+    """Size of a pixel at the object, world units."""
+    return video.orbit.radius / video.orbit.focal(video.size)
+
+
+def _projected(position, normal, views, video: OrbitVideo) -> tuple[torch.Tensor, torch.Tensor]:
+    """Colours (P, 3) from the views, and certainty (P,): 0 where no view sees a texel, 1 where one sees it well."""
+    pose = video.orbit.world_to_camera().to(position)
+    focal = video.orbit.focal(video.size)
+    camera = position @ pose[:, :3, :3].mT + pose[:, None, :3, 3]  # (T, P, 3)
+    z = camera[..., 2].clamp(min=1e-6)
+    grid = camera[..., :2] * (2 * focal / video.size) / z[..., None]
+    sampled = F.grid_sample(views, grid[:, :, None], align_corners=False, padding_mode="zeros")[..., 0]
+    color, depth, trust = sampled[:, :3], sampled[:, 3], sampled[:, 4]
+    toward = video.orbit.camera_to_world().to(position)[:, None, :3, 3] - position
+    cosine = (torch.einsum("tpc,pc->tp", toward, normal) * toward.square().sum(-1).rsqrt()).clamp(min=0)
+    hit = (z - depth).abs() < DEPTH_TOLERANCE * _footprint(video)
+    trust = trust * hit
+    weight = cosine**SLANT_POWER * trust + 1e-20
+    best = (color * weight[:, None].square()).sum(0) / weight[:, None].square().sum(0).clamp(min=1e-38)
+    weight = weight * torch.exp((color - best).square().sum(1) / -(DISAGREEMENT**2))
+    blended = (color * weight[:, None]).sum(0) / weight[:, None].sum(0).clamp(min=1e-38)
+    return blended.T, ((cosine * trust).amax(0) / SURE).clamp(max=1)
+
+
+def _vertex_colors(mesh: Mesh, texels: _Texels, color: torch.Tensor, sure: torch.Tensor) -> torch.Tensor:
+    """(V, 3) colours that agree with the certain texels and vary as little as they can along edges elsewhere.
+
+    The minimum of the sum over vertices of evidence * (x - mean)^2 plus that over edges of the squared difference.
+    """
+    if not sure.any():
+        raise ValueError("mesh: expected a surface that some frame shows, got one that no camera sees")
+    corners, count = texels.corners.cpu().numpy(), len(mesh.vertices)
+    evidence = (texels.weights * sure[:, None].square()).cpu().numpy().astype(np.float64)
+    known = np.bincount(corners.ravel(), evidence.ravel(), count)
+    values = color.cpu().numpy().astype(np.float64)
+    sums = [np.bincount(corners.ravel(), (evidence * channel[:, None]).ravel(), count) for channel in values.T]
+    mean = np.array([channel.sum() for channel in sums]) / known.sum()
+
+    faces = mesh.faces.cpu().numpy()
+    start, end = faces[:, [0, 1, 2]].ravel(), faces[:, [1, 2, 0]].ravel()
+    edges = sparse.coo_array((np.ones(len(start)), (start, end)), shape=(count, count)).tocsr()
+    edges = edges + edges.T
+    degree = np.asarray(edges.sum(1)).ravel()
+    system = sparse.diags_array(known + degree + PRIOR).tocsr() - edges
+    solve = factorized(system.tocsc())
+    return torch.from_numpy(np.stack([solve(b + PRIOR * m) for b, m in zip(sums, mean, strict=True)], 1)).to(color)
+
+
+def _splat_colors(mesh: Mesh, splats: Splats) -> torch.Tensor:
+    """(V, 3) colours of the nearest splats that are not faint, blended by the inverse of the distance."""
+    solid = splats.opacities >= min(FAINT, float(splats.opacities.max()))
+    means, colors = splats.means[solid].detach().cpu().numpy(), splats.colors[solid].detach().clamp(0, 1)
+    count = min(NEIGHBOURS, len(means))
+    distance, index = cKDTree(means).query(mesh.vertices.cpu().numpy(), k=[*range(1, count + 1)])
+    weight = 1 / np.maximum(distance, 1e-6)
+    weight = torch.from_numpy(weight / weight.sum(1, keepdims=True)).to(colors)
+    return (colors[torch.from_numpy(index).to(colors.device)] * weight[..., None]).sum(1).to(mesh.vertices)
+
+
+def _padded(index: torch.Tensor, color: torch.Tensor, resolution: int) -> torch.Tensor:
+    """The texture (R, R, 3) uint8; texels outside all charts repeat the nearest one, so that mipmaps don't bleed."""
+    image = np.zeros((resolution * resolution, 3), np.uint8)
+    image[index.cpu().numpy()] = (color.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    empty = np.ones(resolution * resolution, bool)
+    empty[index.cpu().numpy()] = False
+    nearest = ndimage.distance_transform_edt(
+        empty.reshape(resolution, resolution), return_distances=False, return_indices=True
+    )
+    texture = image.reshape(resolution, resolution, 3)[nearest[0], nearest[1]]
+    return torch.from_numpy(texture).to(index.device)
