@@ -12,9 +12,9 @@ import time
 
 import torch
 import trimesh
-from sv3d_fast.kernels.mesh_raster import mesh_raster
 
 from sv3d_fast.camera import Orbit
+from sv3d_fast.kernels.mesh_raster import mesh_raster
 from sv3d_fast.scene.fit import FitConfig, fit, render
 from sv3d_fast.scene.hull import azimuth_scores, estimate_elevation, silhouette_iou, visual_hull
 from sv3d_fast.scene.masks import foreground

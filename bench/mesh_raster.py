@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import torch
 import trimesh
-from sv3d_fast.kernels.mesh_raster import mesh_raster, mesh_render, mesh_render_batch
 
 from sv3d_fast.camera import Orbit
+from sv3d_fast.kernels.mesh_raster import mesh_raster, mesh_render, mesh_render_batch
 
 RUNS = 20
 

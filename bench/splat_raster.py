@@ -9,11 +9,11 @@ import argparse
 import time
 
 import torch
-from sv3d_fast.kernels.splat_raster import splat_raster
-from sv3d_fast.kernels.ssim import ssim
 from torch.nn import functional as F
 
 from sv3d_fast.camera import Orbit
+from sv3d_fast.kernels.splat_raster import splat_raster
+from sv3d_fast.kernels.ssim import ssim
 
 CASES = (  # name, splats, pixels a side, views, shape
     ("ball", 5_000, 256, 1, "ball"),

@@ -56,8 +56,9 @@ struct Grid {
   int64_t plane() const { return Y * Z; }
 };
 
-__attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) void classify(
-    const float* values, int64_t n, float level, uint8_t* inside) {
+__attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) void classify(const float* values,
+                                                                                            int64_t n, float level,
+                                                                                            uint8_t* inside) {
   for (int64_t i = 0; i < n; ++i) inside[i] = values[i] < level;
 }
 
@@ -70,8 +71,8 @@ __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) vo
 }
 
 __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) int64_t differing(const uint8_t* a,
-                                                                                              const uint8_t* b,
-                                                                                              int64_t n) {
+                                                                                                const uint8_t* b,
+                                                                                                int64_t n) {
   int64_t sum = 0;
   for (int64_t i = 0; i < n; ++i) sum += a[i] ^ b[i];
   return sum;
@@ -207,8 +208,7 @@ void marching_cubes_fill(TensorView field, double level, TensorView table, doubl
     number_plane(g, inside.data(), begin, first[begin][0], nudge, row.data(), here.data(), v);
     for (int64_t x = begin; x < end && x + 1 < g.X; ++x) {
       const bool own = x + 1 < end;
-      number_plane(g, inside.data(), x + 1, first[x + 1][0], nudge, row.data(), next.data(),
-                   own ? v : nullptr);
+      number_plane(g, inside.data(), x + 1, first[x + 1][0], nudge, row.data(), next.data(), own ? v : nullptr);
       write_cells(g, cases, inside.data(), x, here.data(), next.data(), row.data(), f + 3 * first[x][1]);
       std::swap(here, next);
     }

@@ -10,6 +10,7 @@ import functools
 
 import numpy as np
 import torch
+
 from sv3d_fast.kernels import native
 from sv3d_fast.kernels.op import Implementation, Op
 

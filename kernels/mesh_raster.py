@@ -15,6 +15,7 @@ import functools
 from collections.abc import Iterable, Sequence
 
 import torch
+
 from sv3d_fast.kernels import native
 from sv3d_fast.kernels.op import Implementation, Op
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from sv3d_fast.kernels import native
-from sv3d_fast.kernels.op import Implementation, Op
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from sv3d_fast.kernels import native
+from sv3d_fast.kernels.op import Implementation, Op
 
 ALPHA_MIN = 1 / 255  # an alpha below this contributes nothing
 ALPHA_MAX = 0.999

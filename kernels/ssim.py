@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from sv3d_fast.kernels import native
-from sv3d_fast.kernels.op import Implementation, Op
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from sv3d_fast.kernels import native
+from sv3d_fast.kernels.op import Implementation, Op
 
 RADIUS = 5
 SIGMA = 1.5

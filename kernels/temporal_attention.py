@@ -2,8 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from sv3d_fast.kernels.op import Implementation, Op
 from torch import Tensor
+
+from sv3d_fast.kernels.op import Implementation, Op
 
 GRID_LIMIT = 65535  # CUDA's limit on the grid dimension that the fused kernels map the batch to
 

@@ -7,6 +7,7 @@ along the camera's z axis.
 import math
 
 import torch
+
 from sv3d_fast.kernels import native
 from sv3d_fast.kernels.op import Implementation, Op
 

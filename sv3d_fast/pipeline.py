@@ -192,7 +192,7 @@ def _reconstructing(
         surface = yield from extracting(
             splats, video, hull, resolution=settings.mc_resolution, target_faces=settings.target_faces
         )
-        mesh = yield from baking(surface, video, resolution=settings.texture_resolution, splats=splats)
+        mesh = yield from baking(surface, video, resolution=settings.texture_resolution)
         for name in MESH_FILES:
             for path in save_mesh(mesh, folder / name):
                 yield FileWritten(path)

@@ -4,8 +4,9 @@ import importlib
 import pkgutil
 
 import pytest
-import sv3d_fast.kernels
 import torch
+
+import sv3d_fast.kernels
 from sv3d_fast.kernels.op import registry
 
 for module in pkgutil.iter_modules(sv3d_fast.kernels.__path__):

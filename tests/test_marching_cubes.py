@@ -6,6 +6,7 @@ import trimesh
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes as skimage_marching_cubes
+
 from sv3d_fast.kernels.marching_cubes import EDGES, NO_EDGE, case_table, marching_cubes
 
 IMPLEMENTATIONS = ("native", "reference")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+
+from sv3d_fast.camera import Orbit
 from sv3d_fast.kernels import mesh_raster as module
 from sv3d_fast.kernels.mesh_raster import mesh_raster, mesh_render, mesh_render_batch
 from sv3d_fast.kernels.op import registry
-
-from sv3d_fast.camera import Orbit
 
 OPS = ("mesh_raster", "mesh_render", "mesh_render_batch")
 LIGHT = torch.tensor([[0.0, 0.0, 1.0, 0.0]])  # of no intensity

@@ -1,5 +1,7 @@
 """The sampler against the official trajectories and against diffusers' scheduler."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ def trajectory(noise, image_latents, steps):
     x = sampler.initial_latents(noise, config)
     image_latents = image_latents.expand_as(noise)
     images = torch.cat([torch.zeros_like(image_latents), image_latents])
-    for sigma, following in zip(levels[:-1], levels[1:], strict=True):
+    for sigma, following in itertools.pairwise(levels):
         both = torch.cat([x, x]) * sampler.c_in(sigma)
         outputs = network(both, sampler.c_noise(sigma), images)
         uncond, cond = sampler.denoised(outputs, torch.cat([x, x]), sigma).chunk(2)

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from sv3d_fast.kernels.op import UnsupportedError
-from sv3d_fast.kernels.splat_raster import project, reference, splat_raster
 from torch.nn import functional as F
 
 from sv3d_fast.camera import Orbit
+from sv3d_fast.kernels.op import UnsupportedError
+from sv3d_fast.kernels.splat_raster import project, reference, splat_raster
 
 NAMES = ("means", "quats", "scales", "opacities", "colors")
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from skimage.metrics import structural_similarity
+
 from sv3d_fast.kernels.op import UnsupportedError
 from sv3d_fast.kernels.ssim import RADIUS, ssim
 

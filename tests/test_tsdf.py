@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from sv3d_fast.kernels.marching_cubes import marching_cubes
-from sv3d_fast.kernels.tsdf import tsdf_fuse
 
 from sv3d_fast.camera import Orbit
+from sv3d_fast.kernels.marching_cubes import marching_cubes
+from sv3d_fast.kernels.tsdf import tsdf_fuse
 
 RADIUS, HALF_EXTENT = 0.4, 0.6
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sv3d_fast.kernels.temporal_attention import temporal_attention
 
+from sv3d_fast.kernels.temporal_attention import temporal_attention
 from sv3d_fast.model import blocks
 from sv3d_fast.model.attention import SingleTokenAttention
 from sv3d_fast.model.config import UNetConfig

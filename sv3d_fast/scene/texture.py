@@ -25,6 +25,7 @@ from sv3d_fast.video import OrbitVideo
 STAGE = "texture"
 CHUNK = 1 << 16  # texels projected at a time, to bound memory
 SLANT_POWER = 6  # weight = cosine to this power, so that the best views dominate
+INPUT_WEIGHT = 8.0  # of the last frame, the input view: the one that is a photograph, not a prediction
 SURE = 0.25  # cosine of the best view from which a texel's projected colour stands alone
 DISAGREEMENT = 0.12  # colour distance from the best views at which a view's weight falls to 1/e
 BORDER, FEATHER = 1.0, 2.0  # pixels next to an outline that are not used, and over which the weight then rises
@@ -152,6 +153,7 @@ def _projected(position, normal, views, video: OrbitVideo) -> tuple[torch.Tensor
     hit = (z - depth).abs() < DEPTH_TOLERANCE * _footprint(video)
     trust = trust * hit
     weight = cosine**SLANT_POWER * trust + 1e-20
+    weight[-1] *= INPUT_WEIGHT
     best = (color * weight[:, None].square()).sum(0) / weight[:, None].square().sum(0).clamp(min=1e-38)
     weight = weight * torch.exp((color - best).square().sum(1) / -(DISAGREEMENT**2))
     blended = (color * weight[:, None]).sum(0) / weight[:, None].sum(0).clamp(min=1e-38)

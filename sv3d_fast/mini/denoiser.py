@@ -1,0 +1,136 @@
+"""Training of the embedded model's UNet and image tower on cached latents of fresh renders."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from sv3d_fast.conditioning import vector
+from sv3d_fast.model.clip import CLIPImageTower, preprocess
+from sv3d_fast.model.unet import SV3DUNet
+from sv3d_fast.model.vae import SV3DVAE
+
+from .autoencoder import pictures
+from .optimise import Average, optimise
+from .parallel import Workers
+from .scenes import Stage
+
+LOG_SIGMA_MEAN, LOG_SIGMA_STD = 1.0, 1.6  # of the noise levels, as SVD (Blattmann et al. 2023, appendix D)
+DROP = 0.1  # share of orbits whose picture is withheld, for guidance
+COND_AUG = 1e-5
+PEAK_RATE = 8e-4
+CHUNK = 16  # orbits rendered and encoded together
+REFRESH = 3  # steps between two chunks: an orbit is seen about six times
+
+
+class Cache:
+    """Encoded orbits on the device; the oldest make room for new ones.
+
+    Holds latents (N, T, z, h, w), the input pictures (N, S, S, 3) uint8 and the vectors' angles.
+    """
+
+    def __init__(self, stage: Stage, vae: SV3DVAE, rng: np.random.Generator, capacity: int, unet: SV3DUNet):
+        self.stage, self.vae, self.rng, self.capacity, self.config = stage, vae, rng, capacity, unet.config
+        self.count = self.next = 0
+        self.latents = self.images = self.vectors = None
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Renders and encodes CHUNK orbits."""
+        views = self.stage.random(CHUNK, self.rng)
+        with torch.autocast(self.stage.device.type, torch.bfloat16, enabled=self.stage.device.type == "cuda"):
+            latents = self.vae.encode(pictures(views.frames))
+        latents = latents.view(*views.frames.shape[:2], *latents.shape[1:])
+        rows = (latents.half(), views.frames[:, -1], vector(self.config, views.orbits, COND_AUG).to(latents.device))
+        if self.latents is None:
+            self.latents, self.images, self.vectors = (
+                torch.empty((self.capacity, *r.shape[1:]), dtype=r.dtype, device=r.device) for r in rows
+            )
+        place = slice(self.next, self.next + CHUNK)
+        for store, row in zip((self.latents, self.images, self.vectors), rows, strict=True):
+            store[place] = row
+        self.count = min(self.count + CHUNK, self.capacity)
+        self.next = (self.next + CHUNK) % self.capacity
+
+    def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`size` random orbits: latents float32, input pictures in [-1, 1], vectors."""
+        index = torch.from_numpy(self.rng.integers(self.count, size=size)).to(self.stage.device)
+        return self.latents[index].float(), pictures(self.images[index]), self.vectors[index]
+
+
+@torch.no_grad()
+def initialise(unet: SV3DUNet) -> None:
+    """Makes every residual branch start as zero, as the official network was initialised: training starts smooth."""
+    for name, parameter in unet.named_parameters():
+        if name.rsplit(".", 1)[0].endswith(("_res_block.conv2", ".proj_out")) or name.startswith("conv_out."):
+            parameter.zero_()
+
+
+class Denoiser(nn.Module):
+    """UNet and image tower under EDM preconditioning with v-prediction: forward is the training loss."""
+
+    def __init__(self, unet: SV3DUNet, tower: CLIPImageTower):
+        super().__init__()
+        self.unet, self.tower = unet, tower
+
+    def forward(self, clean, image, vectors, log_sigma, noise, keep) -> torch.Tensor:
+        """Squared error of the network's output against its target, a number per orbit (B,).
+
+        clean, noise: (B, T, z, h, w). image: (B, 3, S, S) preprocessed. log_sigma: (B,). keep: (B,) 0 or 1.
+        """
+        sigma = log_sigma.exp()[:, None, None, None, None]
+        norm = (sigma.square() + 1).sqrt()
+        noisy = clean + sigma * noise
+        token = self.tower(image)[:, None] * keep[:, None, None]
+        first = (clean[:, -1] * keep[:, None, None, None])[:, None].expand_as(clean)
+        output = self.unet(torch.cat([noisy / norm, first], 2), log_sigma / 4, token, vectors)
+        target = (noisy / norm - norm * clean) / sigma  # of F in D = c_skip x + c_out F, c_out = -sigma / norm
+        return (output.float() - target).square().mean((1, 2, 3, 4))
+
+
+def train_denoiser(
+    denoiser: Denoiser,
+    vae: SV3DVAE,
+    stage: Stage,
+    workers: Workers,
+    *,
+    minutes: float,
+    batch: int,
+    capacity: int,
+    log: Path,
+    seed: int,
+    cooldown: bool,
+    average: Average | None = None,
+) -> Average:
+    """Trains on `batch` orbits a step and process; returns the average of the weights."""
+    rng = np.random.default_rng(seed + workers.rank)
+    generator = torch.Generator(stage.device).manual_seed(seed + workers.rank)
+    cache = Cache(stage, vae, rng, capacity, denoiser.unet)
+    while cache.count < min(capacity, 64 * CHUNK):
+        cache.add()
+    size = denoiser.tower.config.image_size
+    cuda = stage.device.type == "cuda"
+    forward = torch.compile(denoiser) if cuda else denoiser
+
+    def loss_of(step: int):
+        clean, image, vectors = cache.batch(batch)
+        log_sigma = LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.randn(batch, generator=generator, device=stage.device)
+        noise = torch.randn(clean.shape, generator=generator, device=stage.device)
+        keep = (torch.rand(batch, generator=generator, device=stage.device) >= DROP).float()
+        with torch.autocast(stage.device.type, torch.bfloat16, enabled=cuda):
+            losses = forward(clean, preprocess(image, size), vectors, log_sigma, noise, keep)
+        high = (log_sigma > 2) & (keep > 0)
+        figures = {"loss": losses.mean(), "high": (losses * high).sum() / high.sum().clamp_min(1)}
+        return losses.mean(), figures
+
+    def between(step: int) -> None:
+        if step % REFRESH == 0:
+            cache.add()
+
+    average = average or Average(denoiser, 0.9995)
+    optimise(
+        denoiser, average, loss_of, workers=workers, minutes=minutes, peak=PEAK_RATE, log=log,
+        between=between, cooldown=cooldown,
+    )  # fmt: skip
+    return average

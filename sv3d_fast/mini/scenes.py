@@ -1,0 +1,164 @@
+"""Random training scenes: an object, its pose and colours, an orbit around it and the light on it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sv3d_fast.camera import FRAMES, Orbit
+from sv3d_fast.kernels.mesh_raster import mesh_render_batch
+
+from .pack import Object
+
+SUPERSAMPLE = 2
+LIGHTS = 3
+TEXTURE = 256  # pixels along a side, for all objects
+# The light of every evaluation: soft, with a key from the front left above and a fill from the right.
+STANDARD_LIGHTS = ((0.62, 0.48, 0.62, 0.45), (0.35, -0.85, 0.4, 0.18), (0.0, 0.0, 1.0, 0.0))
+STANDARD_AMBIENT = 0.6
+
+
+@dataclass(frozen=True)
+class Views:
+    """Rendered orbits: frames (O, T, S, S, 3) uint8 on white, alpha (O, T, S, S) uint8, one orbit per object."""
+
+    frames: torch.Tensor
+    alpha: torch.Tensor
+    orbits: Sequence[Orbit]
+
+
+class Stage:
+    """Objects on a device, ready to be rendered in batches.
+
+    objects: the meshes (sv3d_fast.mini.data). size: pixels along a side. device: where to render.
+    """
+
+    def __init__(self, objects: Sequence[Object], size: int, device: torch.device):
+        self.objects, self.size, self.device = objects, size, device
+        self.vertices = [torch.from_numpy(o.vertices).to(device) for o in objects]
+        self.faces = [torch.from_numpy(o.faces).to(device, torch.int32) for o in objects]
+        self.uvs = [torch.from_numpy(o.uvs).to(device) for o in objects]
+        self.normals = [torch.from_numpy(o.normals).to(device) for o in objects]
+        self.textures = torch.stack([_texture(o.texture) for o in objects]).to(device)
+
+    def render(self, chosen, orbits, vertices, normals, textures, lights, ambient) -> Views:
+        """The objects of index `chosen`, with these vertices, normals and textures (O, R, R, 3), one orbit each."""
+        at, count = self.device, len(chosen)
+        faces = [self.faces[i] for i in chosen]
+        frames, alpha = mesh_render_batch(
+            torch.cat(vertices),
+            torch.cat(faces),
+            _offsets(vertices).to(at),
+            _offsets(faces).to(at),
+            torch.cat([self.uvs[i] for i in chosen]),
+            textures,
+            torch.cat(normals),
+            torch.stack([o.world_to_camera() for o in orbits]).to(at),
+            torch.stack([o.intrinsics(self.size) for o in orbits]).to(at),
+            self.size,
+            torch.as_tensor(lights, dtype=torch.float32, device=at).expand(count, LIGHTS, 4).contiguous(),
+            torch.as_tensor(ambient, dtype=torch.float32, device=at).expand(count).contiguous(),
+            torch.ones(count, 3, device=at),
+            SUPERSAMPLE,
+        )
+        return Views(frames, alpha, orbits)
+
+    def standard(self, chosen: Sequence[int], orbit: Orbit) -> Views:
+        """Objects as they are, in the light of every evaluation."""
+        return self.render(
+            chosen,
+            [orbit] * len(chosen),
+            [self.vertices[i] for i in chosen],
+            [self.normals[i] for i in chosen],
+            self.textures[list(chosen)],
+            STANDARD_LIGHTS,
+            STANDARD_AMBIENT,
+        )
+
+    def random(self, count: int, rng: np.random.Generator) -> Views:
+        """`count` random objects, posed, stretched, mirrored, recoloured and lit at random."""
+        chosen = rng.integers(len(self.objects), size=count)
+        orbits = [random_orbit(rng) for _ in chosen]
+        shapes = [random_shape(rng) for _ in chosen]
+        vertices = [
+            framed(self.vertices[i] @ shape.to(self.device), orbit, rng.uniform(0.72, 0.96))
+            for i, shape, orbit in zip(chosen, shapes, orbits, strict=True)
+        ]
+        normals = [
+            torch.nn.functional.normalize(self.normals[i] @ torch.linalg.inv(shape).mT.to(self.device), dim=-1)
+            for i, shape in zip(chosen, shapes, strict=True)
+        ]
+        textures = recolored(self.textures[torch.from_numpy(chosen).to(self.device)], rng)
+        lights = np.stack([random_lights(rng) for _ in chosen])
+        return self.render(chosen, orbits, vertices, normals, textures, lights, rng.uniform(0.5, 0.85, count))
+
+
+def random_orbit(rng: np.random.Generator, frames: int = FRAMES) -> Orbit:
+    """Static, sinusoidal or irregular, input elevation in -5..40 degrees (the ranges of the paper, appendix B)."""
+    elevation, kind = rng.uniform(-5, 40), rng.random()
+    if kind < 0.5:
+        return Orbit.static(elevation, frames)
+    if kind < 0.8:
+        amplitude = rng.uniform(5, 30) * rng.choice([-1, 1])
+        return Orbit.sine(elevation, amplitude, frames)
+    steps = rng.uniform(0.3, 1.7, frames)
+    azimuths = np.cumsum(steps) * 360 / steps.sum()
+    azimuths[-1] = 0
+    waves = sum(rng.uniform(0, 12) * np.sin(k * np.radians(azimuths)) * rng.choice([-1, 1]) for k in range(1, 4))
+    return Orbit(torch.from_numpy(np.clip(elevation + waves, -60, 80)).float(), torch.from_numpy(azimuths).float())
+
+
+def random_shape(rng: np.random.Generator) -> torch.Tensor:
+    """(3, 3) matrix applied from the right: stretch per axis, mirror, and turn about the vertical.
+
+    Half the turns are small: what people photograph is mostly seen from its front.
+    """
+    stretch = np.exp(rng.normal(0, 0.12, 3)) * [1, rng.choice([-1, 1]), 1]
+    turn = rng.normal(0, math.radians(20)) if rng.random() < 0.5 else rng.uniform(0, 2 * math.pi)
+    c, s = math.cos(turn), math.sin(turn)
+    return torch.from_numpy((np.diag(stretch) @ [[c, s, 0], [-s, c, 0], [0, 0, 1]]).astype(np.float32))
+
+
+def random_lights(rng: np.random.Generator) -> np.ndarray:
+    """(LIGHTS, 4): directions towards the light, mostly from above, and intensities."""
+    directions = rng.normal(size=(LIGHTS, 3))
+    directions[:, 2] = np.abs(directions[:, 2]) + 0.1
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    strength = rng.uniform(0, [0.55, 0.3, 0.15])
+    return np.concatenate([directions, strength[:, None]], 1).astype(np.float32)
+
+
+def framed(vertices: torch.Tensor, orbit: Orbit, fill: float) -> torch.Tensor:
+    """Vertices (V, 3) moved to their box's centre and scaled so that the widest view fills `fill` of the frame."""
+    low, high = vertices.aminmax(dim=0)
+    vertices = vertices - (low + high) / 2
+    sample = vertices[:: max(1, len(vertices) // 512)]
+    rotation = orbit.world_to_camera()[:, :3, :3].to(vertices)
+    camera = torch.einsum("tij,vj->tvi", rotation, sample)
+    half = math.tan(math.radians(orbit.fov) / 2) * fill
+    # |s x| <= half (r + s z) for every point and view, solved for the largest s that holds: one pass, no host sync
+    spread = camera[..., :2].abs().amax(-1) - half * camera[..., 2]
+    return vertices * (half * orbit.radius / spread.amax())
+
+
+def recolored(textures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Textures (O, R, R, 3) uint8, each with its gain and gamma varied, half of them with their channels exchanged."""
+    mixes, gammas = [], np.exp(rng.normal(0, 0.15, len(textures)))
+    for _ in textures:
+        mix = np.eye(3)[rng.permutation(3)] if rng.random() < 0.5 else np.eye(3)
+        mixes.append(mix * rng.uniform(0.75, 1.15) * rng.uniform(0.92, 1.08, (1, 3)))
+    mix = torch.from_numpy(np.stack(mixes).astype(np.float32)).to(textures.device)[:, None]
+    gamma = torch.from_numpy(gammas.astype(np.float32)).to(textures.device)[:, None, None, None]
+    return (((textures.float() / 255) ** gamma @ mix) * 255).clamp(0, 255).to(torch.uint8)
+
+
+def _texture(texture: np.ndarray) -> torch.Tensor:
+    """(R, R, 3) uint8 at the size that all textures share, of which theirs are divisors."""
+    times = TEXTURE // len(texture)
+    return torch.from_numpy(texture.repeat(times, 0).repeat(times, 1))
+
+
+def _offsets(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.tensor([0, *map(len, parts)]).cumsum(0)
