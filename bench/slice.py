@@ -21,7 +21,7 @@ from .results import record
 from .splat_raster import milliseconds, splats
 
 ISSUE = "slice"
-PHOTO = Path(__file__).parent.parent / "examples" / "milk_carton.png"
+PHOTO = Path(__file__).parent.parent / "examples" / "armchair.png"
 GAUSSIANS, SIZE = 5_000, 256
 
 
