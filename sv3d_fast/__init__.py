@@ -14,6 +14,7 @@ _PUBLIC = {
     "Splats": "scene.splats",
     "Mesh": "scene.mesh",
     "StableVideo3DPipeline": "stable_video_3d",
+    "TripoSR": "triposr",
     "run": "pipeline",
 }
 __all__ = ["__version__", *_PUBLIC]

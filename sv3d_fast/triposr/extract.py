@@ -8,7 +8,7 @@ from torch import Tensor
 from sv3d_fast.kernels.marching_cubes import marching_cubes
 
 COARSE = 64  # cells a side of the coarse grid
-SAFETY = 1.5  # how many times steeper than between coarse points the field may be within a cell
+SAFETY = 2.0  # how many times steeper than between coarse points the field may be within a cell
 
 Evaluate = Callable[[Tensor], Tensor]  # grid indices (N, 3) int64 -> values (N,) float32
 

@@ -4,7 +4,9 @@ A point is projected on the planes xy, xz and yz, which are sampled bilinearly (
 pixel from the border); the concatenated features go through an MLP (TripoSR, section 3; EG3D, Chan et al. 2022).
 """
 
+import itertools
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [3 * config.plane_channels] + [config.neurons] * config.hidden_layers
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.SiLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Linear(config.neurons, 4))
 
@@ -42,18 +44,20 @@ class Field:
     """
 
     def __init__(self, planes: Tensor, decoder: Decoder, radius: float, chunk_size: int = 0):
-        first = decoder.layers[0]
+        first = cast(nn.Linear, decoder.layers[0])
         if planes.ndim != 4 or len(planes) != 3 or 3 * planes.shape[1] != first.in_features:
             raise ValueError(
                 f"scene_codes: expected planes of shape (3, {first.in_features // 3}, S, S), got {tuple(planes.shape)}"
             )
         self.radius = radius
         self.chunk_size = chunk_size
-        self._rest = decoder.layers[1:]
+        self._rest = cast(nn.Sequential, decoder.layers[1:])
+        self._dtype = first.weight.dtype
         with torch.no_grad():
             weights = first.weight.unflatten(1, (3, -1)).transpose(0, 1)  # (plane, neuron, channel)
-            self._planes = torch.einsum("pnc,pchw->pnhw", weights, planes).contiguous()
-            self._bias = first.bias
+            # in float32, whatever the decoder's type: half precision would round the places where planes are sampled
+            self._planes = torch.einsum("pnc,pchw->pnhw", weights.float(), planes.float()).contiguous()
+            self._bias = first.bias.float()
 
     @property
     def device(self) -> torch.device:
@@ -63,7 +67,7 @@ class Field:
     def query(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Raw density (...) and sRGB colour (..., 3) in [0, 1] at points (..., 3), all float32; world coordinates."""
         shape = points.shape[:-1]
-        scaled = (points.reshape(-1, 3) / self.radius).to(self._planes.dtype)
+        scaled = points.reshape(-1, 3).float() / self.radius
         raw = self._in_chunks(len(scaled), lambda at: self._rest(self._sampled(scaled[at])), 4)
         return raw[:, 0].reshape(shape), raw[:, COLOR].sigmoid().reshape(*shape, 3)
 
@@ -71,7 +75,7 @@ class Field:
         """The first layer's output (N, neurons) at points (N, 3) in [-1, 1]."""
         grid = torch.stack([points[:, axes] for axes in PLANES])[:, None]
         samples = F.grid_sample(self._planes, grid, align_corners=False)  # (3, neurons, 1, N)
-        return samples.sum(0)[:, 0].T + self._bias
+        return (samples.sum(0)[:, 0].T + self._bias).to(self._dtype)
 
     def _in_chunks(self, count: int, run: Callable[[slice], Tensor], width: int) -> Tensor:
         step = self.chunk_size or max(count, 1)
@@ -86,9 +90,9 @@ class Field:
         """The raw density on a grid of resolution ** 3 points whose outer ones lie on the cube's faces.
 
         Returns a function from grid indices (N, 3) int64 to values (N,) float32. Each plane is sampled once at all
-        the resolution ** 2 places where grid points project: 768 * resolution ** 2 bytes in float32.
+        the resolution ** 2 places where grid points project, which takes 12 * neurons * resolution ** 2 bytes.
         """
-        ticks = torch.linspace(-1, 1, resolution, device=self.device, dtype=self._planes.dtype)
+        ticks = torch.linspace(-1, 1, resolution, device=self.device)
         grid = torch.stack(torch.meshgrid(ticks, ticks, indexing="ij"), dim=-1).expand(3, -1, -1, -1)
         samples = F.grid_sample(self._planes, grid, align_corners=False)  # (3, neurons, R, R)
         tables = samples.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
@@ -99,7 +103,7 @@ class Field:
             def run(at: slice) -> Tensor:
                 i = indices[at]
                 rows = [table[i[:, a] * resolution + i[:, b]] for table, (a, b) in zip(tables, PLANES, strict=True)]
-                return self._rest(rows[0].add_(rows[1]).add_(rows[2]))
+                return self._rest(rows[0].add_(rows[1]).add_(rows[2]).to(self._dtype))
 
             return self._in_chunks(len(indices), run, 1)[:, 0]
 

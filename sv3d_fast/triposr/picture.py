@@ -77,9 +77,10 @@ def _pixels(picture: Picture, n: int) -> Tensor:
         picture = prepare(picture)
     if isinstance(picture, Image.Image):
         picture = np.asarray(picture.convert("RGB"))
-    if not isinstance(picture, np.ndarray | Tensor):
+    if not isinstance(picture, np.ndarray | Tensor) or (isinstance(picture, np.ndarray) and picture.dtype == object):
         raise ValueError(f"images: expected pictures (PIL, Subject, array or tensor), got {type(picture).__name__}")
-    pixels = torch.as_tensor(picture)
+    # a copy, since torch takes no arrays that can't be written or run backwards
+    pixels = torch.from_numpy(picture.copy()) if isinstance(picture, np.ndarray) else picture
     if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise ValueError(f"images: expected shape (H, W, 3), got {tuple(pixels.shape)} for picture {n}")
     if pixels.dtype == torch.uint8:

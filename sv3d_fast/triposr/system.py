@@ -60,8 +60,10 @@ class TripoSR(nn.Module):
         pretrained_model_name_or_path: a folder with both files, or, where there is none, the name of a Hub
             repository, such as stabilityai/TripoSR.
         weight_name: the official pickle, which is read as tensors alone, or a .safetensors file.
-        Raises CheckpointError (a ValueError), in one line, for files that can't be found, read or used.
+        Raises CheckpointError (a ValueError), in one line, for files that can't be found, read or used; ValueError
+        for what is no device.
         """
+        place = _device(device)
         folder = Path(pretrained_model_name_or_path).expanduser()
         if not folder.exists():
             if isinstance(pretrained_model_name_or_path, os.PathLike):
@@ -70,7 +72,7 @@ class TripoSR(nn.Module):
         config = read_config(folder / config_name)
         with torch.device("meta"):
             model = cls(config)
-        load_weights(model, folder / weight_name, dtype, torch.device(device))
+        load_weights(model, folder / weight_name, dtype, place)
         return model
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -94,7 +96,7 @@ class TripoSR(nn.Module):
         device: that of the model, which may be left out. Raises ValueError for another one, and for what is no
         picture.
         """
-        place = torch.device(device) if device is not None else self.device
+        place = self.device if device is None else _device(device)
         if place.type != self.device.type or place.index not in (None, self.device.index):
             raise ValueError(f"device: expected {self.device}, where the model is, got {device}")
         pixels = as_batch(images, self.config.image_size, self.device, self.tokenizer.embeddings.dtype)
@@ -174,6 +176,15 @@ class TripoSR(nn.Module):
         if scene_codes.ndim != 5 or scene_codes.shape[1:3] != (3, self.config.plane_channels):
             expected = f"(B, 3, {self.config.plane_channels}, S, S)"
             raise ValueError(f"scene_codes: expected shape {expected}, got {tuple(scene_codes.shape)}")
+        if not scene_codes.isfinite().all():
+            raise ValueError("scene_codes: expected finite values, got NaN or infinity")
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device: expected a device such as 'cpu' or 'cuda:0', got {device!r}") from None
 
 
 def _to_pil(image: Tensor) -> Image.Image:

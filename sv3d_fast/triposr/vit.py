@@ -76,22 +76,32 @@ class Layer(nn.Module):
         return self.attention["output"]["dense"](attended)  # type: ignore[index]
 
 
+class Encoder(nn.Module):
+    """All layers, one after the other."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layer:
+            x = layer(x)
+        return x
+
+
 class ViT(nn.Module):
     """(N, 3, H, W), normalised -> (N, 1 + patches, width): all tokens after the final norm."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(Layer(config) for _ in range(config.layers))})
+        self.encoder = Encoder(config)
         self.layernorm = nn.LayerNorm(config.width, eps=config.norm_eps)
         # never used, here because every checkpoint has it
         self.pooler = nn.ModuleDict({"dense": nn.Linear(config.width, config.width)})
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.embeddings(pixels)
-        for layer in self.encoder["layer"]:  # type: ignore[union-attr]
-            x = layer(x)
-        return self.layernorm(x)
+        return self.layernorm(self.encoder(self.embeddings(pixels)))
 
 
 class ImageTokenizer(nn.Module):

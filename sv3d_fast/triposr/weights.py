@@ -24,7 +24,7 @@ class PickledStore(TensorStore):
         super().__init__([])
         try:
             # archives are mapped rather than read: a load then needs the memory of the network alone
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            loaded = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except pickle.UnpicklingError:
             raise CheckpointError(
                 f"{path}: refused: not a checkpoint of tensors alone, and loading anything else can run code in it"
