@@ -29,7 +29,9 @@ bars: $(READY)
 
 # The tests and benches of a machine with a GPU, in under nine minutes; uses the torch that is installed there.
 gpu:
-	bash bench/gpu.sh
+	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m bench.mesh_raster
+	$(PYTHON) -m bench.splat_raster --device cuda
 
 clean:
 	rm -rf build out sv3d_fast/native $(VENV) *.egg-info
@@ -37,6 +39,6 @@ clean:
 $(READY): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "setuptools>=77" wheel cmake ninja \
-		torch apache-tvm-ffi
+		torch apache-tvm-ffi meshoptimizer
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[test,dev]"
 	touch $(READY)

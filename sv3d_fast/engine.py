@@ -1,8 +1,9 @@
 """Runs the denoising loop and decodes its latents, a chunk of frames at a time."""
 
 import itertools
-from collections.abc import Generator
-from dataclasses import dataclass
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,17 +29,37 @@ class Step:
     latents: torch.Tensor
 
 
+def check_levels(levels: Sequence[float]) -> list[float]:
+    """A schedule of noise levels as numbers. Raises ValueError, naming `sigmas`, unless they fall from a finite level
+    to 0 in at least one step."""
+    numbers = [float(level) for level in levels]
+    falls = all(above > below for above, below in itertools.pairwise(numbers))
+    if len(numbers) < 2 or not falls or numbers[-1] != 0 or not math.isfinite(numbers[0]):
+        raise ValueError(f"sigmas: expected at least two decreasing numbers, the last 0, got {numbers}")
+    return numbers
+
+
 def denoising(
-    unet: SV3DUNet, conditioning: Conditioning, noise: torch.Tensor, config: SamplerConfig
+    unet: SV3DUNet,
+    conditioning: Conditioning,
+    noise: torch.Tensor,
+    config: SamplerConfig,
+    levels: Sequence[float] | None = None,
 ) -> Generator[Step, torch.Tensor | None, torch.Tensor]:
     """Unit-variance noise (B, T, z, h, w) to clean latents of the same shape, one Euler step per yield.
 
+    levels: noise levels, decreasing, the last 0, one more than there are steps; None for those of `config`.
     The consumer may send latents back in place of the ones it was given (a callback's right). Latents and angles
-    stay float32 whatever the network's dtype. Guidance whose largest scale is 1 runs the conditional half alone,
-    which is exact. Raises NonFiniteError, naming the step, where the latents overflow.
+    stay float32 whatever the network's dtype. Guidance whose scales are all 1 runs the conditional half alone,
+    which is exact. Raises ValueError for levels that aren't a schedule, NonFiniteError, naming the step, where the
+    latents overflow.
     """
-    weight = next(unet.parameters())
-    levels = sampler.sigmas(config).tolist()
+    if levels is None:
+        levels = sampler.sigmas(config).tolist()
+    else:
+        levels = check_levels(levels)
+        config = replace(config, sigma_max=levels[0])
+    weight, total = next(unet.parameters()), len(levels) - 1
     frames = noise.shape[1]
     guidance = config.max_guidance > 1 or config.min_guidance != 1
     scales = sampler.triangle_guidance(config, frames).to(weight.device)
@@ -53,11 +74,12 @@ def denoising(
             inputs = torch.cat([torch.cat([scaled] * len(halves)), images], 2)
             output = unet(inputs, sampler.c_noise(sigma), token, vector).float()
             if guidance:
-                output = sampler.guided(*output.chunk(2), scales)
+                unconditional, conditional = output.chunk(2)
+                output = sampler.guided(unconditional, conditional, scales)
             latents = sampler.euler_step(latents, sampler.denoised(output, latents, sigma), sigma, following)
             if not torch.isfinite(latents).all():
-                raise NonFiniteError(f"the latents are not finite after step {index + 1} of {config.steps}")
-        replaced = yield Step(index, config.steps, sigma, latents)
+                raise NonFiniteError(f"the latents are not finite after step {index + 1} of {total}")
+        replaced = yield Step(index, total, sigma, latents)
         if replaced is not None:
             latents = replaced.to(latents)
     return latents

@@ -37,11 +37,16 @@ def generating(
 
     images: (B, 3, S, S) in [-1, 1], the object on white, S a multiple of the model's smallest unit. One orbit and one
     seed for each. The last frame is the input picture itself, as in the official sampling.
-    Raises ValueError for numbers of pictures, orbits and seeds that differ and for sizes that don't divide.
+    Raises ValueError for pictures that aren't square, numbers of pictures, orbits and seeds that differ, orbits of
+    different lengths, sizes that don't divide and a chunk below 1.
     """
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or len(images) == 0:
+        raise ValueError(f"images: expected (B, 3, S, S), at least one, got {tuple(images.shape)}")
     count, _, side, _ = images.shape
     if not count == len(orbits) == len(seeds):
         raise ValueError(f"orbits and seeds: expected {count} of each, got {len(orbits)} and {len(seeds)}")
+    if chunk < 1:
+        raise ValueError(f"decode_chunk_size: expected at least 1, got {chunk}")
     unit = model.config.vae.factor * 2 ** (len(model.config.unet.block_channels) - 1)
     if side % unit:
         raise ValueError(f"frame_size: expected a multiple of {unit}, got {side}")
@@ -59,11 +64,11 @@ def generating(
             latents = stop.value
             break
         yield Progress(STAGE, step.index + 1, total, {"sigma": step.sigma})
-    running = decoding(model.vae, latents.flatten(0, 1), chunk=chunk)
+    decoded = decoding(model.vae, latents.flatten(0, 1), chunk=chunk)
     done = config.steps
     while True:
         try:
-            next(running)
+            next(decoded)
         except StopIteration as stop:
             pictures = stop.value
             break

@@ -1,7 +1,5 @@
 """StableVideo3DPipeline: SV3D with the interface of diffusers' StableVideoDiffusionPipeline."""
 
-import itertools
-import math
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,11 +15,10 @@ from PIL import Image
 from . import sampler
 from .camera import Orbit
 from .conditioning import Conditioning, condition
-from .engine import NonFiniteError, Step, decoding, denoising
+from .engine import NonFiniteError, Step, check_levels, decoding, denoising
 from .events import finish
 from .image import read_picture
 from .model.config import SamplerConfig
-from .model.unet import SV3DUNet
 from .model.vae import SV3DVAE
 from .networks_pipeline import NetworksPipeline
 from .poses import read_orbit, require_static
@@ -117,7 +114,7 @@ class StableVideo3DPipeline(NetworksPipeline):
         height, width: pixels, multiples of what the networks divide by (64 for SV3D); None for the model's own.
         num_frames: None for one per pose, or the model's own (21).
         num_inference_steps: None for the model's own (50). sigmas: noise levels in place of the model's, decreasing,
-            one more than there are steps; the last is 0 for clean frames.
+            one more than there are steps; the last is 0.
         min_guidance_scale, max_guidance_scale: at the input view and half way round; None for the model's (1, 2.5).
         fps, motion_bucket_id: accepted with a warning; SV3D has no such inputs.
         noise_aug_strength: noise added to the picture that the autoencoder sees; None for the model's (1e-5).
@@ -168,9 +165,7 @@ class StableVideo3DPipeline(NetworksPipeline):
         self._guidance_scale = scales.expand(len(noise), -1)[..., None, None, None]
         self._num_timesteps, self._interrupt = config.steps, False
         given = self._condition(images, [orbit] * len(images), image_noise, config.cond_aug, copies)
-        running: Steps = denoising(self.unet, given, noise, config)
-        if levels is not None:
-            running = _denoising_at(levels, self.unet, given, noise, config)
+        running: Steps = denoising(self.unet, given, noise, config, levels)
         made = self._run(running, config.steps, callback_on_step_end, callback_on_step_end_tensor_inputs, shift)
         if output_type == "latent":
             frames: Frames = made.roll(shift, 1)
@@ -183,10 +178,7 @@ class StableVideo3DPipeline(NetworksPipeline):
         """The sampler's settings, with the caller's in place of the model's, and the caller's own noise levels."""
         levels = None
         if sigmas is not None:
-            levels = [float(level) for level in sigmas]
-            falls = all(above > below for above, below in itertools.pairwise(levels))
-            if len(levels) < 2 or not falls or levels[-1] < 0 or not math.isfinite(levels[0]):
-                raise ValueError(f"sigmas: expected at least two decreasing numbers down to 0, got {levels}")
+            levels = check_levels(sigmas)
             if steps not in (None, len(levels) - 1):
                 raise ValueError(
                     f"num_inference_steps: expected {len(levels) - 1}, as sigmas has, or None, got {steps}"
@@ -266,19 +258,6 @@ class StableVideo3DPipeline(NetworksPipeline):
         pictures = pictures.unflatten(0, (batch, frames))
         pictures[:, -1] = images.to(pictures)
         return self.video_processor.postprocess_video(pictures.roll(shift, 1).transpose(1, 2), output_type)
-
-
-def _denoising_at(
-    levels: list[float], unet: SV3DUNet, given: Conditioning, noise: torch.Tensor, config: SamplerConfig
-) -> Steps:
-    """`denoising` over noise levels of the caller's: each step is the first of a schedule that starts with the pair."""
-    latents = noise * math.sqrt(1 + levels[0] ** 2)
-    for index, (sigma, following) in enumerate(itertools.pairwise(levels)):
-        pair = replace(config, steps=2, sigma_min=following) if following else replace(config, steps=1)
-        pair = replace(pair, sigma_max=sigma)
-        step = next(denoising(unet, given, latents / math.sqrt(1 + sigma**2), pair))
-        replaced = yield replace(step, index=index, total=config.steps)
-        latents = step.latents if replaced is None else replaced
 
 
 def _replaced(shown: torch.Tensor, answer: Any) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 from dataclasses import fields, replace
 from types import SimpleNamespace
@@ -108,6 +109,19 @@ def test_own_folder_round_trip(tmp_path, dtype, shard):
         network = getattr(loaded, name)
         assert not network.training
         assert all(p.dtype == dtype and not p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+@pytest.mark.parametrize("shard", ["5GB", 150_000])
+def test_files_have_the_permissions_that_the_umask_leaves(tmp_path, umask, shard):
+    before = os.umask(umask)
+    try:
+        save_model(build(), tmp_path / "model", max_shard_size=shard)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert any(name.endswith(".safetensors") for name in modes)
+    assert set(modes.values()) == {0o666 & ~umask}, modes
 
 
 def test_channels_and_vector_width_round_trip(tmp_path):

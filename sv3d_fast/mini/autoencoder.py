@@ -1,11 +1,11 @@
 """Training of the embedded model's VAE on fresh renders."""
 
-import math
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from sv3d_fast.camera import FRAMES
 from sv3d_fast.model.vae import SV3DVAE
 
 from .optimise import Average, optimise
@@ -24,11 +24,17 @@ def pictures(frames: torch.Tensor) -> torch.Tensor:
     return (flat.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def train_autoencoder(vae: SV3DVAE, stage: Stage, workers: Workers, minutes: float, batch: int, log: Path) -> SV3DVAE:
-    """Minimises L1 + L2 + a slight KL on `batch` pictures a step; returns the average of the weights."""
-    rng = np.random.default_rng(1000 + workers.rank)
+def train_autoencoder(
+    vae: SV3DVAE, stage: Stage, workers: Workers, *, minutes: float, batch: int, log: Path, seed: int
+) -> SV3DVAE:
+    """Minimises L2 + L1 / 10 + a slight KL on `batch` pictures a step and process; returns the averaged weights.
+
+    seed: of the scenes and the posteriors' noise; each process has its own stream of both.
+    """
+    rng = np.random.default_rng([seed, workers.rank])
+    generator = torch.Generator(stage.device).manual_seed(int(rng.integers(2**62)))
     pool: list[torch.Tensor] = []
-    per_pool = POOL * 21 // batch * REUSE
+    per_pool = max(1, POOL * FRAMES // batch) * REUSE
 
     def loss_of(step: int):
         if step % per_pool == 0:
@@ -37,7 +43,8 @@ def train_autoencoder(vae: SV3DVAE, stage: Stage, workers: Workers, minutes: flo
         image = pictures(pool[0][index])
         with torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.device.type == "cuda"):
             mean, logvar = vae.moments(image)
-            sample = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
+            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+            sample = mean + noise * (0.5 * logvar).exp()
             out = vae.decode(sample).float()
         mean, logvar = mean.float(), logvar.float()
         error = out - image
@@ -46,36 +53,27 @@ def train_autoencoder(vae: SV3DVAE, stage: Stage, workers: Workers, minutes: flo
         loss = mse + 0.1 * error.abs().mean() + KL_WEIGHT * kl
         return loss, {"psnr": 10 * torch.log10(4 / mse.detach()), "kl": kl.detach()}
 
-    vae.to(memory_format=torch.channels_last)
-    average = Average(vae, 0.998)
+    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    average = Average(vae)
     optimise(vae, average, loss_of, workers=workers, minutes=minutes, peak=PEAK_RATE, log=log)
     return average.module
 
 
 @torch.no_grad()
 def normalise_latents(vae: SV3DVAE, views: Views) -> None:
-    """Folds a shift and a scale into quant_conv and the decoder's conv_in, so that latents have mean 0, variance 1.
+    """Makes the latents of `views` have mean 0 and variance 1 in each channel, in place.
 
-    Exact but for the border of conv_in, whose zero padding stands for the mean latent afterwards.
+    The shift and the scale go into quant_conv and back out of the decoder's conv_in, so reconstructions stay what
+    they were but for the border of conv_in, whose zero padding stands for the mean latent afterwards.
     """
     latents = torch.cat([vae.encode(pictures(f)) for f in views.frames]).float()
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     channels = vae.config.latent_channels
-    vae.quant_conv.weight[:channels] /= std[:, None, None, None]
-    vae.quant_conv.bias[:channels] = (vae.quant_conv.bias[:channels] - mean) / std
-    vae.quant_conv.bias[channels:] -= 2 * std.log()
-    conv = vae.decoder.conv_in
+    quant, conv = vae.quant_conv, vae.decoder.conv_in
+    assert quant.bias is not None
+    assert conv.bias is not None
+    quant.weight[:channels] /= std[:, None, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - mean) / std
+    quant.bias[channels:] -= 2 * std.log()
     conv.bias += (conv.weight * mean[None, :, None, None]).sum((1, 2, 3))
     conv.weight *= std[None, :, None, None]
-
-
-@torch.no_grad()
-def reconstruction_psnr(vae: SV3DVAE, views: Views) -> float:
-    """Mean over pictures of the PSNR in dB of decode(encode(picture)), rounded to 8 bits as files are."""
-    values = []
-    for frames in views.frames:
-        image = pictures(frames)
-        out = ((vae.decode(vae.encode(image)).float().clamp(-1, 1) + 1) * 127.5).round()
-        mse = (out - (image + 1) * 127.5).square().mean((1, 2, 3)) / 255**2
-        values.append((-10 * torch.log10(mse.clamp_min(1e-10))).mean().item())
-    return math.fsum(values) / len(values)

@@ -1,4 +1,4 @@
-"""The configuration of the embedded model: SV3D_p's classes, 13.5 million parameters, 128² pictures."""
+"""The configuration of the embedded model: SV3D_p's classes, 13.4 million parameters, 128² pictures."""
 
 from sv3d_fast.model.config import CLIPConfig, ModelConfig, SamplerConfig, UNetConfig, VAEConfig
 

@@ -21,19 +21,23 @@ DROP = 0.1  # share of orbits whose picture is withheld, for guidance
 COND_AUG = 1e-5
 PEAK_RATE = 8e-4
 CHUNK = 16  # orbits rendered and encoded together
+FILL = 1024  # orbits in the cache before the first step
 REFRESH = 3  # steps between two chunks: an orbit is seen about six times
 
 
 class Cache:
     """Encoded orbits on the device; the oldest make room for new ones.
 
-    Holds latents (N, T, z, h, w), the input pictures (N, S, S, 3) uint8 and the vectors' angles.
+    Holds N = `capacity` orbits: latents (N, T, z, h, w) float16, the input pictures (N, S, S, 3) uint8 and the
+    vectors (N, T, vector_dim) float32. Raises ValueError for a capacity that isn't a multiple of CHUNK.
     """
 
     def __init__(self, stage: Stage, vae: SV3DVAE, rng: np.random.Generator, capacity: int, unet: SV3DUNet):
+        if capacity < 1 or capacity % CHUNK:
+            raise ValueError(f"capacity: expected a positive multiple of {CHUNK}, got {capacity}")
         self.stage, self.vae, self.rng, self.capacity, self.config = stage, vae, rng, capacity, unet.config
         self.count = self.next = 0
-        self.latents = self.images = self.vectors = None
+        self.stores: list[torch.Tensor] = []  # latents, pictures, vectors
 
     @torch.no_grad()
     def add(self) -> None:
@@ -43,12 +47,10 @@ class Cache:
             latents = self.vae.encode(pictures(views.frames))
         latents = latents.view(*views.frames.shape[:2], *latents.shape[1:])
         rows = (latents.half(), views.frames[:, -1], vector(self.config, views.orbits, COND_AUG).to(latents.device))
-        if self.latents is None:
-            self.latents, self.images, self.vectors = (
-                torch.empty((self.capacity, *r.shape[1:]), dtype=r.dtype, device=r.device) for r in rows
-            )
+        if not self.stores:
+            self.stores = [torch.empty((self.capacity, *r.shape[1:]), dtype=r.dtype, device=r.device) for r in rows]
         place = slice(self.next, self.next + CHUNK)
-        for store, row in zip((self.latents, self.images, self.vectors), rows, strict=True):
+        for store, row in zip(self.stores, rows, strict=True):
             store[place] = row
         self.count = min(self.count + CHUNK, self.capacity)
         self.next = (self.next + CHUNK) % self.capacity
@@ -56,7 +58,8 @@ class Cache:
     def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`size` random orbits: latents float32, input pictures in [-1, 1], vectors."""
         index = torch.from_numpy(self.rng.integers(self.count, size=size)).to(self.stage.device)
-        return self.latents[index].float(), pictures(self.images[index]), self.vectors[index]
+        latents, images, vectors = (store[index] for store in self.stores)
+        return latents.float(), pictures(images), vectors
 
 
 @torch.no_grad()
@@ -101,13 +104,16 @@ def train_denoiser(
     log: Path,
     seed: int,
     cooldown: bool,
-    average: Average | None = None,
-) -> Average:
-    """Trains on `batch` orbits a step and process; returns the average of the weights."""
-    rng = np.random.default_rng(seed + workers.rank)
-    generator = torch.Generator(stage.device).manual_seed(seed + workers.rank)
+) -> Denoiser:
+    """Trains on `batch` orbits a step and process; returns the averaged weights.
+
+    vae: frozen, its latents normalised. capacity: orbits of the cache, filled up to FILL before the first step.
+    seed: of the scenes and the noise; each process has its own stream of both.
+    """
+    rng = np.random.default_rng([seed, workers.rank])
+    generator = torch.Generator(stage.device).manual_seed(int(rng.integers(2**62)))
     cache = Cache(stage, vae, rng, capacity, denoiser.unet)
-    while cache.count < min(capacity, 64 * CHUNK):
+    while cache.count < min(capacity, FILL):
         cache.add()
     size = denoiser.tower.config.image_size
     cuda = stage.device.type == "cuda"
@@ -128,9 +134,9 @@ def train_denoiser(
         if step % REFRESH == 0:
             cache.add()
 
-    average = average or Average(denoiser, 0.9995)
+    average = Average(denoiser)
     optimise(
         denoiser, average, loss_of, workers=workers, minutes=minutes, peak=PEAK_RATE, log=log,
         between=between, cooldown=cooldown,
     )  # fmt: skip
-    return average
+    return average.module

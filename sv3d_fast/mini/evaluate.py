@@ -10,22 +10,28 @@ import torch
 from PIL import Image, ImageDraw
 
 from sv3d_fast.camera import Orbit
-from sv3d_fast.conditioning import condition
-from sv3d_fast.engine import decoding, denoising, to_uint8
+from sv3d_fast.engine import to_uint8
 from sv3d_fast.events import finish
+from sv3d_fast.files import atomic_file
+from sv3d_fast.generation import generating
 from sv3d_fast.kernels.ssim import ssim
 from sv3d_fast.model.config import SamplerConfig
+from sv3d_fast.model.vae import SV3DVAE
 from sv3d_fast.model.weights import SV3DModel
+from sv3d_fast.scene.metrics import psnr
 
+from .autoencoder import pictures
 from .scenes import Stage, Views
 
 ELEVATION = 10.0
 MASK_THRESHOLD = 12  # of 255, from white: what counts as the object in a generated frame
+PSNR_CEILING = 100.0  # dB, of frames that are equal: the input view of a round object, seen again
+LABEL_HEIGHT = 14  # pixels above each row of a contact sheet
 
 
 @dataclass(frozen=True)
 class Score:
-    """Means over frames 0..19 of one object; PSNR in dB, all against the true renders."""
+    """Means over all frames but the last, the input, of one object; PSNR in dB, all against the true renders."""
 
     name: str
     category: str
@@ -38,32 +44,30 @@ class Score:
 def generate(
     model: SV3DModel, images: torch.Tensor, orbits: Sequence[Orbit], config: SamplerConfig, seed: int
 ) -> torch.Tensor:
-    """Input pictures (B, S, S, 3) uint8 to frames (B, T, S, S, 3) uint8; each orbit draws from its own generator."""
-    device = next(model.unet.parameters()).device
-    inputs = images.permute(0, 3, 1, 2).float() / 127.5 - 1
-    z, side = model.config.vae.latent_channels, images.shape[1] // model.config.vae.factor
-    draws = []
-    for _ in images:
-        generator = torch.Generator().manual_seed(seed)
-        aug = torch.randn(inputs.shape[1:], generator=generator)
-        draws.append((aug, torch.randn(len(orbits[0]), z, side, side, generator=generator)))
-    aug, noise = (torch.stack(part).to(device) for part in zip(*draws, strict=True))
-    given = condition(model, inputs.to(device), orbits, aug, config.cond_aug)
-    latents = finish(denoising(model.unet, given, noise, config))
-    pictures = finish(decoding(model.vae, latents.flatten(0, 1), chunk=len(orbits[0])))
-    return to_uint8(pictures).view(*noise.shape[:2], *images.shape[1:])
+    """Input pictures (B, S, S, 3) uint8 to frames (B, T, S, S, 3) uint8, the last the input; one seed for all."""
+    return finish(generating(model, pictures(images), orbits, config, [seed] * len(images), chunk=len(orbits[0])))
 
 
-def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """PSNR in dB of uint8 pictures (..., H, W, 3), one number each."""
-    mse = (a.float() - b.float()).square().mean((-1, -2, -3)) / 255**2
-    return -10 * torch.log10(mse.clamp_min(1e-10))
+def mean_psnr(frames: torch.Tensor, truth: torch.Tensor) -> float:
+    """Mean over frames (T, H, W, 3) uint8 of the PSNR in dB, that of equal frames being PSNR_CEILING."""
+    values = [psnr(frame.float() / 255, true.float() / 255) for frame, true in zip(frames, truth, strict=True)]
+    return math.fsum(min(value, PSNR_CEILING) for value in values) / len(values)
+
+
+@torch.no_grad()
+def reconstruction_psnr(vae: SV3DVAE, views: Views) -> float:
+    """Mean over pictures of the PSNR in dB of decode(encode(picture)), rounded to 8 bits as files are."""
+    values = [mean_psnr(to_uint8(vae.decode(vae.encode(pictures(f)))), f.cpu()) for f in views.frames]
+    return math.fsum(values) / len(values)
 
 
 def evaluate(
     model: SV3DModel, stage: Stage, config: SamplerConfig, *, seed: int = 0, batch: int = 8
 ) -> Iterator[tuple[Score, Views, torch.Tensor]]:
-    """Every object of the stage at input elevation 10 degrees: its score, the true views and the generated frames."""
+    """Every object of the stage at input elevation 10 degrees: its score, the true views and the generated frames.
+
+    batch: objects that are generated together; it changes memory and speed, not what is drawn for an object.
+    """
     orbit = Orbit.static(ELEVATION)
     for start in range(0, len(stage.objects), batch):
         chosen = list(range(start, min(start + batch, len(stage.objects))))
@@ -78,10 +82,10 @@ def evaluate(
             score = Score(
                 stage.objects[index].name,
                 stage.objects[index].category,
-                psnr(fake, true).mean().item(),
+                mean_psnr(fake, true),
                 ssim(fake.float() / 255, true.float() / 255).mean().item(),
                 iou.mean().item(),
-                psnr(truth[row, -1].expand_as(true), true).mean().item(),
+                mean_psnr(truth[row, -1].expand_as(true), true),
             )
             single = Views(views.frames[row : row + 1], views.alpha[row : row + 1], [orbit])
             yield score, single, made[row]
@@ -94,7 +98,7 @@ def means(scores: Sequence[Score]) -> dict[str, float]:
 
 def write_scores(scores: Sequence[Score], path: Path) -> None:
     """A CSV row per object."""
-    with path.open("w", newline="") as file:
+    with atomic_file(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("name", "category", "psnr", "ssim", "iou", "input_psnr"))
         for s in scores:
@@ -103,16 +107,19 @@ def write_scores(scores: Sequence[Score], path: Path) -> None:
 
 
 def contact_sheet(rows: Sequence[tuple[str, torch.Tensor, torch.Tensor]], every: int = 3) -> Image.Image:
-    """Rows of (label, true frames, generated frames): truth above, generated below, every third frame."""
+    """Rows of (label, true frames, generated frames (T, S, S, 3) uint8): truth above, generated below.
+
+    every: one frame in so many is shown, the last (the input) among them where it divides T.
+    """
     _, _, size, _ = rows[0][1].shape
     shown = [*range(every - 1, len(rows[0][1]), every)]
-    sheet = Image.new("RGB", (len(shown) * size, len(rows) * (2 * size + 14)), "white")
+    sheet = Image.new("RGB", (len(shown) * size, len(rows) * (2 * size + LABEL_HEIGHT)), "white")
     draw = ImageDraw.Draw(sheet)
     for y, (label, true, made) in enumerate(rows):
-        top = y * (2 * size + 14)
+        top = y * (2 * size + LABEL_HEIGHT)
         draw.text((2, top), label, fill="black")
         for x, frame in enumerate(shown):
             for line, frames in enumerate((true, made)):
                 picture = Image.fromarray(frames[frame].cpu().numpy())
-                sheet.paste(picture, (x * size, top + 14 + line * size))
+                sheet.paste(picture, (x * size, top + LABEL_HEIGHT + line * size))
     return sheet

@@ -38,13 +38,13 @@ class Workers:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
 
-    def agree(self, value: bool) -> bool:
-        """True where it is true for the first process: decisions that depend on a clock."""
+    def agree(self, value: float) -> float:
+        """The first process's value, for all: what depends on a clock."""
         if self.count == 1:
             return value
-        flag = torch.tensor([value], dtype=torch.int32, device=self.device)
-        dist.broadcast(flag, 0)
-        return bool(flag.item())
+        shared = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, 0)
+        return shared.item()
 
 
 def start_workers() -> Workers:

@@ -32,29 +32,46 @@ class Views:
 class Stage:
     """Objects on a device, ready to be rendered in batches.
 
-    objects: the meshes (sv3d_fast.mini.data). size: pixels along a side. device: where to render.
+    objects: the meshes (sv3d_fast.mini.pack). size: pixels along a side. device: where to render.
+    Raises ValueError without an object and for textures that are not square or whose side doesn't divide TEXTURE.
     """
 
     def __init__(self, objects: Sequence[Object], size: int, device: torch.device):
         self.objects, self.size, self.device = objects, size, device
-        self.vertices = [torch.from_numpy(o.vertices).to(device) for o in objects]
-        self.faces = [torch.from_numpy(o.faces).to(device, torch.int32) for o in objects]
-        self.uvs = [torch.from_numpy(o.uvs).to(device) for o in objects]
-        self.normals = [torch.from_numpy(o.normals).to(device) for o in objects]
+        if not objects:
+            raise ValueError("objects: expected at least one, got none")
+        # copies: arrays that can't be written to make no tensors
+        self.vertices = [torch.tensor(o.vertices, device=device) for o in objects]
+        self.faces = [torch.tensor(o.faces, dtype=torch.int32, device=device) for o in objects]
+        self.uvs = [torch.tensor(o.uvs, device=device) for o in objects]
+        self.normals = [torch.tensor(o.normals, device=device) for o in objects]
         self.textures = torch.stack([_texture(o.texture) for o in objects]).to(device)
 
-    def render(self, chosen, orbits, vertices, normals, textures, lights, ambient) -> Views:
-        """The objects of index `chosen`, with these vertices, normals and textures (O, R, R, 3), one orbit each."""
+    def render(
+        self,
+        chosen: Sequence[int],
+        orbits: Sequence[Orbit],
+        vertices: Sequence[torch.Tensor],
+        normals: Sequence[torch.Tensor],
+        textures: torch.Tensor,
+        lights,
+        ambient,
+    ) -> Views:
+        """The O objects of index `chosen`, one orbit each, on white.
+
+        vertices, normals: (V, 3) of each. textures: (O, R, R, 3) uint8. lights: (O, LIGHTS, 4) or (LIGHTS, 4) for all,
+        directions towards the light and intensities. ambient: (O,) or one number for all.
+        """
         at, count = self.device, len(chosen)
         faces = [self.faces[i] for i in chosen]
         frames, alpha = mesh_render_batch(
-            torch.cat(vertices),
+            torch.cat(list(vertices)),
             torch.cat(faces),
             _offsets(vertices).to(at),
             _offsets(faces).to(at),
             torch.cat([self.uvs[i] for i in chosen]),
             textures,
-            torch.cat(normals),
+            torch.cat(list(normals)),
             torch.stack([o.world_to_camera() for o in orbits]).to(at),
             torch.stack([o.intrinsics(self.size) for o in orbits]).to(at),
             self.size,
@@ -79,7 +96,7 @@ class Stage:
 
     def random(self, count: int, rng: np.random.Generator) -> Views:
         """`count` random objects, posed, stretched, mirrored, recoloured and lit at random."""
-        chosen = rng.integers(len(self.objects), size=count)
+        chosen = rng.integers(len(self.objects), size=count).tolist()
         orbits = [random_orbit(rng) for _ in chosen]
         shapes = [random_shape(rng) for _ in chosen]
         vertices = [
@@ -90,7 +107,7 @@ class Stage:
             torch.nn.functional.normalize(self.normals[i] @ torch.linalg.inv(shape).mT.to(self.device), dim=-1)
             for i, shape in zip(chosen, shapes, strict=True)
         ]
-        textures = recolored(self.textures[torch.from_numpy(chosen).to(self.device)], rng)
+        textures = recolored(self.textures[chosen], rng)
         lights = np.stack([random_lights(rng) for _ in chosen])
         return self.render(chosen, orbits, vertices, normals, textures, lights, rng.uniform(0.5, 0.85, count))
 
@@ -131,7 +148,10 @@ def random_lights(rng: np.random.Generator) -> np.ndarray:
 
 
 def framed(vertices: torch.Tensor, orbit: Orbit, fill: float) -> torch.Tensor:
-    """Vertices (V, 3) moved to their box's centre and scaled so that the widest view fills `fill` of the frame."""
+    """Vertices (V, 3) moved to their box's centre and scaled so that the widest view fills `fill` of the frame.
+
+    The widest view is that of about 512 of the vertices, so others can reach a little further.
+    """
     low, high = vertices.aminmax(dim=0)
     vertices = vertices - (low + high) / 2
     sample = vertices[:: max(1, len(vertices) // 512)]
@@ -145,18 +165,21 @@ def framed(vertices: torch.Tensor, orbit: Orbit, fill: float) -> torch.Tensor:
 
 def recolored(textures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Textures (O, R, R, 3) uint8, each with its gain and gamma varied, half of them with their channels exchanged."""
-    mixes, gammas = [], np.exp(rng.normal(0, 0.15, len(textures)))
+    gammas, mixes = np.exp(rng.normal(0, 0.15, len(textures))), []
     for _ in textures:
         mix = np.eye(3)[rng.permutation(3)] if rng.random() < 0.5 else np.eye(3)
         mixes.append(mix * rng.uniform(0.75, 1.15) * rng.uniform(0.92, 1.08, (1, 3)))
-    mix = torch.from_numpy(np.stack(mixes).astype(np.float32)).to(textures.device)[:, None]
     gamma = torch.from_numpy(gammas.astype(np.float32)).to(textures.device)[:, None, None, None]
-    return (((textures.float() / 255) ** gamma @ mix) * 255).clamp(0, 255).to(torch.uint8)
+    gains = torch.from_numpy(np.stack(mixes).astype(np.float32)).to(textures.device)[:, None]
+    return (((textures.float() / 255) ** gamma @ gains) * 255).clamp(0, 255).to(torch.uint8)
 
 
 def _texture(texture: np.ndarray) -> torch.Tensor:
-    """(R, R, 3) uint8 at the size that all textures share, of which theirs are divisors."""
-    times = TEXTURE // len(texture)
+    """(R, R, 3) uint8 enlarged to the size that all textures share, of which R is a divisor."""
+    side = len(texture)
+    if texture.shape != (side, side, 3) or side == 0 or TEXTURE % side:
+        raise ValueError(f"texture: expected (R, R, 3), R a divisor of {TEXTURE}, got {texture.shape}")
+    times = TEXTURE // side
     return torch.from_numpy(texture.repeat(times, 0).repeat(times, 1))
 
 

@@ -1,135 +1,201 @@
 """Trains the embedded model: `torchrun --nproc-per-node gpu -m sv3d_fast.mini.train --data objects.pack --output out`.
 
-Stages: the VAE, then the UNet with the image tower. Each writes safetensors into the output folder, and starts from
-the ones it finds there; so training goes on from the weights that a shorter run brought back.
+Without torchrun it runs in one process. Two stages, the VAE and then the UNet with the image tower, leave in `out`:
+
+    vae/       the VAE
+    raw/       UNet and image tower as the last step left them, in bfloat16: to go on from
+    weights/   the finished model: averaged weights in float16, as `load_model` reads them and the package ships them
+    *.csv      step, seconds, learning rate and figures of each stage; the scores of every held-out object
+    *.jpg      held-out objects, truth above and generated below
+
+A later run with the same folder goes on from vae/ and raw/; only the optimiser's moments and the average start anew.
+Its VAE stays as it is, since the UNet was trained on its latents. To train for a few hours in pieces, give all but
+the last piece --no-cooldown. `--minutes-unet 0` only scores weights/. Where files must be small on their way from one
+machine to the next, --shard-size cuts all weights into numbered parts; every reader takes either form.
 """
 
 import argparse
+import copy
 import json
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from sv3d_fast.camera import Orbit
+from sv3d_fast.files import atomic_file, atomic_folder
+from sv3d_fast.model.checkpoint import Part, TensorStore, check, write_tensors
 from sv3d_fast.model.clip import CLIPImageTower
 from sv3d_fast.model.unet import SV3DUNet
 from sv3d_fast.model.vae import SV3DVAE
-from sv3d_fast.model.weights import SV3DModel
+from sv3d_fast.model.weights import SV3DModel, load_model, save_model
 
-from .autoencoder import normalise_latents, reconstruction_psnr, train_autoencoder
+from .autoencoder import normalise_latents, train_autoencoder
 from .config import MINI
+from .denoiser import CHUNK, Denoiser, initialise, train_denoiser
+from .evaluate import ELEVATION, contact_sheet, evaluate, means, reconstruction_psnr, write_scores
 from .pack import load_objects
-from .denoiser import Denoiser, initialise, train_denoiser
-from .evaluate import contact_sheet, evaluate, means, write_scores
-from .optimise import Average
 from .parallel import Workers, start_workers
 from .scenes import Stage
 
+VAE_MINUTES = 4.0
+NORMALISED_ON = 64  # random orbits whose latents get mean 0, variance 1
 SHEET_ROWS = 10
 
 
-def _store(module: torch.nn.Module, path: Path, dtype: torch.dtype) -> None:
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
-    save_file(tensors, path)
+def _store(module: torch.nn.Module, folder: Path, dtype: torch.dtype, shard_size: str) -> None:
+    with atomic_folder(folder) as partial:
+        write_tensors(copy.deepcopy(module).to("cpu", dtype), partial, "model", shard_size)
 
 
-def _fetch(module: torch.nn.Module, path: Path) -> bool:
-    if path.exists():
-        module.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-    return path.exists()
+def _fetch(module: torch.nn.Module, folder: Path) -> None:
+    """Fills a module from what `_store` wrote. Raises CheckpointError for files that aren't whole or don't fit."""
+    store = TensorStore(sorted(folder.glob("*.safetensors")))
+    check(folder, [Part(folder.name, module, store, {})], lambda name: False)
+    module.load_state_dict({name: store.get(name).float() for name in store.shapes})
 
 
 def autoencoder(args: argparse.Namespace, workers: Workers, train: Stage, held_out: Stage) -> SV3DVAE:
-    """Trains or loads the VAE; the one that returns has normalised latents."""
+    """Trains the VAE, or loads the one that is there; its latents are normalised."""
     torch.manual_seed(0)
     vae = SV3DVAE(MINI.vae).to(workers.device)
-    path = args.output / "vae.safetensors"
-    if not _fetch(vae, path) or args.minutes_vae > 0:
+    folder = args.output / "vae"
+    if folder.exists():
+        _fetch(vae, folder)
+    if args.minutes_vae > 0:
         workers.same(vae)
-        log = args.output / "vae.csv"
-        vae = train_autoencoder(vae, train, workers, args.minutes_vae, args.batch_vae, log)
-        views = held_out.standard(range(len(held_out.objects)), Orbit.static(10))
-        normalise_latents(vae, views)
+        vae = train_autoencoder(
+            vae, train, workers, minutes=args.minutes_vae, batch=args.batch_vae, log=args.output / "vae.csv",
+            seed=args.seed,
+        )  # fmt: skip
+        normalise_latents(vae, train.random(NORMALISED_ON, np.random.default_rng(args.seed)))
         workers.same(vae)
         if workers.first:
+            views = held_out.standard(range(len(held_out.objects)), Orbit.static(ELEVATION))
             print("vae: held-out psnr", round(reconstruction_psnr(vae, views), 2), flush=True)
-            _store(vae, path, torch.float16)
+            _store(vae, folder, torch.float16, args.shard_size)
     return vae.eval().requires_grad_(False)
 
 
-def denoiser(args: argparse.Namespace, workers: Workers, vae: SV3DVAE, train: Stage) -> Denoiser:
-    """Trains or loads UNet and image tower; returns the average of the weights."""
+def denoiser(args: argparse.Namespace, workers: Workers, vae: SV3DVAE, train: Stage) -> None:
+    """Trains UNet and image tower, from the weights that are there if any; writes raw/ and weights/."""
     torch.manual_seed(0)
     network = Denoiser(SV3DUNet(MINI.unet), CLIPImageTower(MINI.clip)).to(workers.device)
     initialise(network.unet)
-    raw, averaged = args.output / "raw.safetensors", args.output / "average.safetensors"
-    _fetch(network, raw)
-    average = Average(network, 0.9995)
-    if _fetch(average.module, averaged):
-        average.updates = 10_000
-    if args.minutes_unet > 0:
-        workers.same(network)
-        train_denoiser(
-            network, vae, train, workers, minutes=args.minutes_unet, batch=args.batch, capacity=args.capacity,
-            log=args.output / "unet.csv", seed=int(time.time()) if args.seed is None else args.seed,
-            cooldown=not args.no_cooldown, average=average,
-        )  # fmt: skip
-        if workers.first:
-            _store(network, raw, torch.bfloat16)
-            _store(average.module, averaged, torch.float16)
-    return average.module.eval()
+    raw = args.output / "raw"
+    if raw.exists():
+        _fetch(network, raw)
+    workers.same(network)
+    averaged = train_denoiser(
+        network, vae, train, workers, minutes=args.minutes_unet, batch=args.batch, capacity=args.capacity,
+        log=args.output / "unet.csv", seed=args.seed, cooldown=not args.no_cooldown,
+    )  # fmt: skip
+    if workers.first:
+        _store(network, raw, torch.bfloat16, args.shard_size)
+        unet, vae, tower = copy.deepcopy((averaged.unet, vae, averaged.tower))
+        model = SV3DModel(MINI, unet.half().cpu(), vae.half().cpu(), tower.half().cpu())
+        save_model(model, args.output / "weights", max_shard_size=args.shard_size)
 
 
 def judge(args: argparse.Namespace, model: SV3DModel, held_out: Stage) -> None:
-    """Scores the held-out objects with each guidance scale and step count asked for; keeps the last one's pictures."""
+    """Scores the held-out objects with each step count and guidance scale asked for; writes scores and pictures."""
     for steps, guidance in args.evaluate:
-        config = replace(MINI.sampler, steps=int(steps), max_guidance=guidance)
+        config = replace(model.config.sampler, steps=steps, max_guidance=guidance)
         scores, rows = [], []
         for score, views, made in evaluate(model, held_out, config):
             scores.append(score)
             rows.append((f"{score.name} {score.psnr:.1f} dB", views.frames[0], made))
-        figures = {"steps": int(steps), "guidance": guidance, **{k: round(v, 4) for k, v in means(scores).items()}}
+        figures = {"steps": steps, "guidance": guidance, **{k: round(v, 4) for k, v in means(scores).items()}}
         print(json.dumps(figures), flush=True)
-        tag = f"{int(steps)}_{guidance:g}"
+        tag = f"{steps}_{guidance:g}"
         write_scores(scores, args.output / f"scores_{tag}.csv")
-        step = max(1, len(rows) // SHEET_ROWS)
-        contact_sheet(rows[::step][:SHEET_ROWS]).save(args.output / f"sheet_{tag}.jpg", quality=88)
+        with atomic_file(args.output / f"sheet_{tag}.jpg") as partial:
+            contact_sheet(rows[:: max(1, len(rows) // SHEET_ROWS)][:SHEET_ROWS]).save(partial, quality=88)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def _evaluation(text: str) -> tuple[int, float]:
+    steps, _, guidance = text.partition(":")
+    try:
+        asked = int(steps), float(guidance)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected STEPS:GUIDANCE, such as 4:1.0, got {text!r}") from None
+    if asked[0] < 1 or not asked[1] >= 1:
+        raise argparse.ArgumentTypeError(f"expected at least one step and a guidance of at least 1, got {text!r}")
+    return asked
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, checked before anything is read or computed; leaves with a message where it can't be run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sv3d_fast.mini.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="pack written by sv3d_fast.mini.data")
     parser.add_argument("--output", type=Path, required=True, help="folder of weights, logs and pictures")
-    parser.add_argument("--minutes-vae", type=float, default=4)
-    parser.add_argument("--minutes-unet", type=float, default=20)
-    parser.add_argument("--batch-vae", type=int, default=32, help="pictures a step and GPU")
-    parser.add_argument("--batch", type=int, default=32, help="orbits a step and GPU")
-    parser.add_argument("--capacity", type=int, default=32768, help="orbits cached on each GPU")
+    parser.add_argument("--minutes-vae", type=float, help=f"{VAE_MINUTES:g} without a VAE in the folder, else 0")
+    parser.add_argument("--minutes-unet", type=float, default=20, help="0: only evaluate the weights in the folder")
+    parser.add_argument("--batch-vae", type=int, default=32, help="pictures a step and process")
+    parser.add_argument("--batch", type=int, default=32, help="orbits a step and process")
+    parser.add_argument("--capacity", type=int, default=32768, help=f"orbits cached, a multiple of {CHUNK}")
     parser.add_argument("--procedural", type=int, default=1600, help="generated objects of each process")
     parser.add_argument("--seed", type=int, help="of the training data; the clock without it")
     parser.add_argument("--no-cooldown", action="store_true", help="training will go on from these weights")
+    parser.add_argument("--shard-size", default="5GB", help="largest weight file, such as 10MB")
     parser.add_argument(
-        "--evaluate", nargs="*", default=[(20, 1.0)], metavar="STEPS:GUIDANCE",
-        type=lambda text: tuple(float(v) for v in text.split(":")),
+        "--evaluate", nargs="*", default=[(MINI.sampler.steps, MINI.sampler.max_guidance)], metavar="STEPS:GUIDANCE",
+        type=_evaluation, help="score held-out objects so, as the model is configured by default; no value: don't",
     )  # fmt: skip
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    has_vae = (args.output / "vae").exists()
+    if args.minutes_vae is None:
+        args.minutes_vae = 0.0 if has_vae else VAE_MINUTES
+    for name in ("minutes_vae", "minutes_unet"):
+        if not 0 <= getattr(args, name) < math.inf:
+            parser.error(f"--{name.replace('_', '-')}: expected minutes, 0 or more, got {getattr(args, name)}")
+    for name in ("batch_vae", "batch", "capacity"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
+    if args.capacity % CHUNK:
+        parser.error(f"--capacity: expected a multiple of {CHUNK}, got {args.capacity}")
+    if not args.data.is_file():
+        parser.error(
+            f"--data: no such file: {args.data}; `python -m sv3d_fast.mini.data --output {args.data}` makes it"
+        )
+    if args.minutes_vae > 0 and (args.output / "raw").exists():
+        parser.error(
+            f"--minutes-vae: expected 0, since {args.output / 'raw'} was trained on the latents of vae beside it"
+        )
+    if args.minutes_vae == 0 and args.minutes_unet > 0 and not has_vae:
+        parser.error(f"--minutes-vae: expected more than 0, since there is no {args.output / 'vae'} yet")
+    if args.minutes_vae == args.minutes_unet == 0 and not (args.output / "weights").exists():
+        parser.error(f"--minutes-unet: expected more than 0, since there is no {args.output / 'weights'} to evaluate")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    args = read_arguments(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     workers = start_workers()
-    # each process has generated objects of its own, beside the modelled ones that all share
+    args.seed = int(workers.agree(time.time())) if args.seed is None else args.seed
+    # each process has generated objects and paints of its own, beside the modelled objects that all share
     objects = load_objects(args.data, split="train", procedural=args.procedural, seed=workers.rank)
     train = Stage(objects, MINI.image_size, workers.device)
     held_out = Stage(load_objects(args.data, split="held_out"), MINI.image_size, workers.device)
     if workers.first:
         print(f"{len(train.objects)} training objects, {len(held_out.objects)} held out", flush=True)
-    vae = autoencoder(args, workers, train, held_out)
-    network = denoiser(args, workers, vae, train)
-    if workers.first and args.evaluate:
-        judge(args, SV3DModel(MINI, network.unet, vae, network.tower), held_out)
+    if args.minutes_vae > 0 or args.minutes_unet > 0:
+        vae = autoencoder(args, workers, train, held_out)
+    if args.minutes_unet > 0:
+        denoiser(args, workers, vae, train)
+    weights = args.output / "weights"
+    if workers.first and args.evaluate and weights.exists():
+        judge(args, load_model(weights, device=workers.device), held_out)
     if workers.count > 1:
         torch.distributed.destroy_process_group()
 

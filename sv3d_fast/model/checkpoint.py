@@ -173,7 +173,11 @@ def write_tensors(module: nn.Module, folder: Path, stem: str, max_shard_size: in
         raise ValueError(f"max_shard_size: expected a size such as '5GB', got {max_shard_size!r}") from None
     for file, names in plan.filename_to_tensors.items():
         shard = {name: state[name].detach().cpu().contiguous() for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        path = folder / file
+        path.touch()  # with the permissions that the umask leaves; save_file replaces it by a file of mode 0600
+        mode = path.stat().st_mode
+        save_file(shard, path, metadata={"format": "pt"})
+        path.chmod(mode)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
