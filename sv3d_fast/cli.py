@@ -4,28 +4,97 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Generator, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .settings import EMBEDDED, Settings
 
+USER_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
+NOBODY_READS = 128 + 13  # what shells give a process that SIGPIPE ended
+# RuntimeErrors whose message is for users, by name: their modules import torch, which may not be needed until then.
+REPORTED = {"NonFiniteError", "NativeLibraryError"}
+OUT_OF_MEMORY = "OutOfMemoryError"  # torch's on a GPU; on a CPU it is a RuntimeError that says "can't allocate memory"
+LONGEST = 1000  # characters of an error's line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
-    args = _parser().parse_args(arguments)
+    """Runs the command line, this process's own if `arguments` is None; returns the exit status."""
     try:
-        return args.command(args)
-    except KeyboardInterrupt:
-        print("sv3d-fast: interrupted; finished stages are kept, the same command goes on from them", file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, OSError) as error:
-        reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
-        print(f"sv3d-fast: error: {' '.join(reason.split())}", file=sys.stderr)
-        return 2
+        try:
+            return _main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader went away, as `head` does; Python's own flush at exit must find nothing to complain of
+        for stream in (sys.stdout, sys.stderr):
+            _discard(stream)
+        return NOBODY_READS
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    args = _parser().parse_args(arguments)
+    args.interrupts = []
+    if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+
+        def interrupt(number, frame):
+            args.interrupts.append(number)  # some libraries swallow KeyboardInterrupt while they are imported
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return args.command(args)
+        except KeyboardInterrupt:
+            again = "the same command without --overwrite" if getattr(args, "overwrite", False) else "the same command"
+            _complain(f"interrupted; finished stages are kept, {again} goes on from them")
+            if arguments is None:  # the process is ours to end; taking torch down in order takes over a second
+                sys.stdout.flush()
+                os._exit(INTERRUPTED)
+            return INTERRUPTED
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            reason = _reason(error)
+            if reason is None:
+                raise
+            _complain(f"error: {reason}")
+            return USER_ERROR
+
+
+def _reason(error: Exception) -> str | None:
+    """What to tell the user of an error; None for one that is our own."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    is_runtime, kind = isinstance(error, RuntimeError), type(error).__name__
+    if isinstance(error, MemoryError) or (is_runtime and (kind == OUT_OF_MEMORY or "can't allocate" in str(error))):
+        more = "--decode-chunk-size, --frame-size, --mc-resolution or --texture-resolution"
+        return f"out of memory; smaller values of {more} need less ({str(error)[:200] or 'no details'})"
+    if is_runtime and kind not in REPORTED:
+        return None
+    return str(error) or type(error).__name__
+
+
+def _complain(text: str) -> None:
+    text = " ".join(text.split())
+    if len(text) > LONGEST:
+        text = text[: LONGEST - 4] + " ..."
+    print(f"sv3d-fast: {text}", file=sys.stderr)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    _complain(f"warning: {message}")
+
+
+def _discard(stream) -> None:
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):  # no file behind it, as in a notebook
+        return
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,7 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     orbit.set_defaults(command=_orbit)
 
     reconstruct = commands.add_parser("reconstruct", help="an orbit to splats, a textured mesh and a report")
-    reconstruct.add_argument("orbit", type=Path, help="mp4, gif, folder of frames, or transforms.json")
+    reconstruct.add_argument(
+        "source", metavar="ORBIT", type=Path, help="mp4, gif, folder of frames, or transforms.json"
+    )
     reconstruct.add_argument("--elevation", type=float, help="of a static orbit, degrees; estimated without it")
     _output(reconstruct)
     _reconstruction(reconstruct)
@@ -89,9 +160,7 @@ def _reconstruction(parser: argparse.ArgumentParser) -> None:
 
 def _settings(args: argparse.Namespace) -> Settings:
     given: dict[str, Any] = {k: v for k, v in vars(args).items() if k in Settings.__dataclass_fields__}
-    if isinstance(given.get("orbit"), Path):  # of `reconstruct`: the source, not a setting
-        del given["orbit"]
-    if given.get("elevation") is None:
+    if given.get("elevation") is None:  # of `reconstruct`: to be estimated
         given.pop("elevation", None)
     if getattr(args, "no_remove_bg", False):
         given["remove_background"] = False
@@ -101,8 +170,13 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _run(args: argparse.Namespace) -> int:
     settings = _settings(args)
     from .pipeline import running
+    from .progress import watch
 
-    result = _watch(lambda: running(args.photo, args.output_dir, settings, overwrite=args.overwrite), args.quiet)
+    result = watch(
+        running(args.photo, args.output_dir, settings, overwrite=args.overwrite),
+        quiet=args.quiet,
+        interrupts=args.interrupts,
+    )
     _say(args, f"{result.folder / 'mesh.glb'}: {len(result.mesh.faces)} faces; open {result.folder / 'report.html'}")
     return 0
 
@@ -110,8 +184,13 @@ def _run(args: argparse.Namespace) -> int:
 def _orbit(args: argparse.Namespace) -> int:
     settings = _settings(args)
     from .pipeline import orbiting
+    from .progress import watch
 
-    _watch(lambda: orbiting(args.photo, args.output_dir, settings, overwrite=args.overwrite), args.quiet)
+    watch(
+        orbiting(args.photo, args.output_dir, settings, overwrite=args.overwrite),
+        quiet=args.quiet,
+        interrupts=args.interrupts,
+    )
     _say(args, f"{args.output_dir / 'orbit.mp4'}")
     return 0
 
@@ -119,13 +198,10 @@ def _orbit(args: argparse.Namespace) -> int:
 def _reconstruct(args: argparse.Namespace) -> int:
     settings = _settings(args)
     from .pipeline import reconstructing
+    from .progress import watch
 
-    result = _watch(
-        lambda: reconstructing(
-            args.orbit, args.output_dir, settings, elevation=args.elevation, overwrite=args.overwrite
-        ),
-        args.quiet,
-    )
+    running = reconstructing(args.source, args.output_dir, settings, elevation=args.elevation, overwrite=args.overwrite)
+    result = watch(running, quiet=args.quiet, interrupts=args.interrupts)
     _say(args, f"{result.folder / 'mesh.glb'}: {len(result.mesh.faces)} faces; open {result.folder / 'report.html'}")
     return 0
 
@@ -139,16 +215,8 @@ def _info(args: argparse.Namespace) -> int:
 
 def _say(args: argparse.Namespace, text: str) -> None:
     if not args.quiet:
-        print(text)
-
-
-def _watch(start: Callable[[], Generator], quiet: bool):
-    """Runs a generator of events behind progress bars; returns its value. Warnings go to stderr."""
-    from .progress import watch
-
-    # one line per user error: native libraries' chatter about missing optional parts is not for users
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return watch(start(), quiet=quiet)
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 if __name__ == "__main__":

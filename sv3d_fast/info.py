@@ -11,16 +11,16 @@ from . import __version__, kernels
 from .kernels import native
 from .kernels.op import Op, registry
 
-PACKAGES = ("torch", "triton", "diffusers", "transformers", "gsplat", "trimesh", "xatlas", "numpy", "rembg")
+PACKAGES = (
+    "torch", "triton", "numpy", "diffusers", "transformers", "gsplat", "trimesh", "xatlas", "pillow", "av", "rembg",
+)  # fmt: skip
 
 
 def describe() -> str:
     """The whole text."""
     lines = [f"sv3d-fast {__version__}, Python {platform.python_version()} on {platform.platform()}"]
-    lines.append("packages    " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
-    for kind in ("cpu", "cuda"):
-        state = native.library(kind).build_info() if kind == "cpu" and native.available(kind) else ""
-        lines.append(f"native {kind:<5}" + (f"built {state}" if native.available(kind) else "not built"))
+    lines.append("packages    " + ", ".join(f"{name} {version or '-'}" for name, version in versions().items()))
+    lines += [f"native {kind:<5}{_native(kind)}" for kind in ("cpu", "cuda")]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             p = torch.cuda.get_device_properties(index)
@@ -50,8 +50,24 @@ def ops() -> dict[str, Op]:
     return registry
 
 
-def _version(name: str) -> str:
+def versions() -> dict[str, str | None]:
+    """Version of each package that results depend on; None for one that is not installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "-"
+        return None
+
+
+def _native(kind: str) -> str:
+    if not native.available(kind):
+        return "not built"
+    if kind == "cuda" and not torch.cuda.is_available():
+        return "built"  # it loads only where a driver is
+    try:
+        return f"built {native.library(kind).build_info()}"
+    except native.NativeLibraryError as error:
+        return f"built, but {error}"

@@ -3,22 +3,23 @@
 import hashlib
 import json
 import platform
-from collections.abc import Generator
+import re
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from . import __version__
-from .camera import Orbit
+from .camera import FRAMES, Orbit
 from .events import Event, FileWritten, Warned, finish
-from .files import make_folder
 from .generation import generating
-from .image import Subject, load_subject
-from .info import chosen_implementations
+from .image import load_subject, read_picture
+from .info import chosen_implementations, versions
 from .model.weights import SV3DModel, load_model
 from .orbit_io import load_orbit, save_orbit
+from .poses import read_orbit
 from .preview import render_mesh, write_preview
 from .report import write_report
 from .scene.export import load_mesh, load_splats, save_mesh, save_splats
@@ -31,15 +32,21 @@ from .scene.splats import Splats
 from .scene.surface import extracting, is_closed
 from .scene.texture import baking
 from .settings import EMBEDDED, Settings
-from .stages import Record
-from .video import OrbitVideo
+from .stages import Record, plain
+from .video import MIN_FRAMES, OrbitVideo
 
 TIER = "exact"
 EMBEDDED_WEIGHTS = Path(__file__).parent / "mini" / "weights"
 EMBEDDED_RATIO = 0.85  # how the embedded model's training pictures were framed
-ORBIT_FILES = ("transforms.json", "orbit.mp4", "orbit.gif", "frames")
-MESH_FILES = ("mesh.glb", "mesh.obj")
-PACKAGES = ("torch", "triton", "numpy", "diffusers", "transformers", "gsplat", "trimesh", "xatlas", "pillow", "av")
+PLAN = {  # what each stage writes
+    "orbit": ("transforms.json", "orbit.mp4", "orbit.gif", "frames"),
+    "splats": ("splats.ply",),
+    "mesh": ("mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png"),
+    "report": ("preview.png", "report.html"),
+}
+SHAPING = ("mc_resolution", "target_faces", "texture_resolution")  # the settings of the mesh
+MAX_POSES = 1000
+DEVICES = "auto, cpu, cuda or cuda:N"
 
 
 @dataclass(frozen=True)
@@ -65,15 +72,12 @@ def pick_device(name: str) -> torch.device:
     """ "auto" is the GPU if there is one. Raises ValueError for a device that this machine lacks."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    parts = re.fullmatch(r"cpu|cuda(?::(\d{1,9}))?", name)
+    if parts is None:
+        raise ValueError(f"device: expected {DEVICES}, got {name!r}")
+    if name != "cpu" and int(parts[1] or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: {name} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
+    return torch.device(name)
 
 
 def make_orbit(settings: Settings) -> Orbit:
@@ -86,10 +90,13 @@ def make_orbit(settings: Settings) -> Orbit:
     if not path.is_file():
         raise ValueError(f"orbit: expected static, sine or a JSON file of poses, got {settings.orbit!r}")
     try:
-        poses = json.loads(path.read_text())
-        return Orbit.from_poses(poses)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
-        raise ValueError(f'orbit: expected {path} to be a list of {{"elevation": e, "azimuth": a}}: {error}') from error
+        poses = json.loads(path.read_text(encoding="utf-8"))
+        orbit, _ = read_orbit(frames=None, default_frames=FRAMES, poses=poses)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f'orbit: {path}: expected a list of {{"elevation": e, "azimuth": a}}: {error}') from error
+    if not MIN_FRAMES <= len(orbit) <= MAX_POSES:
+        raise ValueError(f"orbit: {path}: expected {MIN_FRAMES} to {MAX_POSES} poses, got {len(orbit)}")
+    return orbit
 
 
 def running(
@@ -103,15 +110,18 @@ def running(
     """A photo to everything that `run` writes into `output`: yields events, returns a Result.
 
     A second run into the same folder takes up what an earlier one finished from the same photo and settings;
-    `overwrite` starts anew. Every file appears whole or not at all. model: one that is open already.
+    `overwrite` starts anew. Every file appears whole or not at all. model: the settings' one, if it is open already.
     Raises ValueError for what the user can mend: the picture, the settings, the weights, the folder.
     """
-    subject, video, record = yield from orbiting(photo, output, settings, overwrite=overwrite, model=model)
-    return (yield from _reconstructing(video, subject, settings, record))
+    video, record = yield from orbiting(photo, output, settings, overwrite=overwrite, model=model)
+    return (yield from _reconstructing(video, settings, record))
 
 
 def run(photo: str | Path, output: str | Path, *, overwrite: bool = False, **settings) -> Result:
-    """`running` without its events; `settings` are those of Settings."""
+    """`running` without its events; `settings` are those of Settings. Raises TypeError for one that isn't there."""
+    for name in settings:
+        if name not in Settings.__dataclass_fields__:
+            raise TypeError(f"run: no setting {name!r}; there are {', '.join(Settings.__dataclass_fields__)}")
     return finish(running(photo, output, Settings(**settings), overwrite=overwrite))
 
 
@@ -122,36 +132,40 @@ def orbiting(
     *,
     overwrite: bool = False,
     model: SV3DModel | None = None,
-) -> Generator[Event, None, tuple[Subject, OrbitVideo, Record]]:
-    """The first half of `running`: the photo's orbit and its files."""
-    orbit = make_orbit(settings)
-    record = _open_record(output, settings, overwrite)
-    model = model or open_model(settings)
-    size = settings.frame_size or model.config.image_size
-    ratio = settings.foreground_ratio or (EMBEDDED_RATIO if settings.model == EMBEDDED else None)
-    subject = load_subject(
-        photo, size=size, foreground_ratio=ratio, matting_model=settings.matting_model,
-        remove_background="auto" if settings.remove_background else "never",
-    )  # fmt: skip
-    config = replace(model.config.sampler, steps=settings.steps or model.config.sampler.steps)
-    record.manifest.update(input=Path(photo).name, tier=TIER, sampler=vars(config), variant=model.config.unet.variant)
+) -> Generator[Event, None, tuple[OrbitVideo, Record]]:
+    """The first half of `running`: the photo's orbit and its files. The model is opened only if the orbit is made."""
+    device, orbit = pick_device(settings.device), make_orbit(settings)
+    depends = {
+        "picture": _digest_picture(photo), "orbit": orbit.to_dict(), "model": _identity(settings.model),
+        "matting_model": settings.matting_model and _identity(settings.matting_model),
+        **{k: getattr(settings, k) for k in ("seed", "steps", "frame_size", "foreground_ratio", "remove_background")},
+    }  # fmt: skip
+    record = Record.open(output, device, PLAN, _header(photo, device, settings.to_dict()), overwrite=overwrite)
 
     def work() -> Generator[Event, None, OrbitVideo]:
-        if model.config.unet.variant == "u" and settings.orbit != "static":
+        network = model or open_model(settings)
+        ratio = settings.foreground_ratio or (EMBEDDED_RATIO if settings.model == EMBEDDED else None)
+        subject = load_subject(
+            photo, size=settings.frame_size or network.config.image_size, foreground_ratio=ratio,
+            remove_background="auto" if settings.remove_background else "never", matting_model=settings.matting_model,
+        )  # fmt: skip
+        config = replace(network.config.sampler, steps=settings.steps or network.config.sampler.steps)
+        variant, cameras = network.config.unet.variant, orbit
+        record.note(variant=variant, sampler=vars(config))
+        if variant == "u" and settings.orbit != "static":
             yield Warned("orbit", "SV3D_u takes no cameras: its orbit is static, whatever the settings say")
-        image = subject.image.permute(2, 0, 1)[None] * 2 - 1
-        frames = yield from generating(model, image, [orbit], config, [settings.seed], chunk=settings.decode_chunk_size)
-        video = OrbitVideo(frames[0], orbit)
-        for path in save_orbit(video, record.folder):
-            yield FileWritten(path)
-        return video
+            cameras = Orbit.static(settings.elevation, len(orbit))
+        if len(cameras) != network.config.frames:
+            trained = network.config.frames
+            yield Warned("orbit", f"the model was trained on orbits of {trained} frames; this one has {len(cameras)}")
+        image, chunk = subject.image.permute(2, 0, 1)[None] * 2 - 1, settings.decode_chunk_size
+        frames = yield from generating(network, image, [cameras], config, [settings.seed], chunk=chunk)
+        return OrbitVideo(frames[0], cameras)
 
-    depends = {
-        "picture": _digest(subject.image), "orbit": orbit.to_dict(), "sampler": vars(config), "seed": settings.seed,
-        "model": settings.model, "version": __version__,
-    }  # fmt: skip
-    video = yield from record.stage("orbit", depends, work, lambda: load_orbit(record.folder), ORBIT_FILES)
-    return subject, video, record
+    video = yield from record.stage(
+        "orbit", depends, work, lambda made: save_orbit(made, record.folder), lambda: load_orbit(record.folder)
+    )
+    return video, record
 
 
 def reconstructing(
@@ -165,56 +179,64 @@ def reconstructing(
     """Any orbit (mp4, gif, folder of frames, transforms.json) to splats, mesh and report.
 
     elevation: of a static orbit in degrees, where the source holds no cameras; None estimates it from the silhouettes.
+    Raises ValueError for what the user can mend: the orbit, the settings, the folder.
     """
+    source, output, device = Path(source), Path(output), pick_device(settings.device)
+    brings_cameras = source.suffix.lower() == ".json" or (source / "transforms.json").is_file()
     video = load_orbit(source, elevation=elevation)
-    record = _open_record(output, settings, overwrite)
     alpha = foreground(video)
-    if elevation is None and not _brings_cameras(Path(source)):
+    inside = source.resolve().is_relative_to(output.resolve())
+    if inside and not brings_cameras and source.resolve() == output.resolve():
+        raise ValueError(f"{output}: expected another folder than the frames', where pictures will be written")
+    used = {k: getattr(settings, k) for k in ("seed", "device", *SHAPING)} | {"elevation": elevation}
+    plan = {k: v for k, v in PLAN.items() if not (inside and k == "orbit")}  # the source is not replaced
+    record = Record.open(output, device, plan, _header(source, device, used), overwrite=overwrite)
+    if inside:
+        record.keep("orbit")
+    if elevation is None and not brings_cameras:
         estimate, _ = estimate_elevation(alpha, video.orbit)
         video = replace(video, orbit=replace(video.orbit, elevations=torch.full((len(video.orbit),), estimate)))
-        yield Warned("orbit", f"no elevation was given; the silhouettes say {estimate:.1f} degrees")
-    record.manifest.update(input=Path(source).name, tier=TIER)
-    return (yield from _reconstructing(video, Subject(video.colors()[-1], alpha[-1]), settings, record))
+        yield record.warn("orbit", f"no elevation was given; the silhouettes say {estimate:.1f} degrees")
+    return (yield from _reconstructing(video, settings, record))
 
 
-def _reconstructing(
-    video: OrbitVideo, subject: Subject, settings: Settings, record: Record
-) -> Generator[Event, None, Result]:
+def _reconstructing(video: OrbitVideo, settings: Settings, record: Record) -> Generator[Event, None, Result]:
     folder, device = record.folder, record.device
 
-    def fit() -> Generator[Event, None, Splats]:
-        splats = yield from fitting(video, seed=settings.seed, device=device)
-        yield FileWritten(save_splats(splats, folder / "splats.ply"))
-        return splats
-
-    def mesh_and_texture() -> Generator[Event, None, Mesh]:
+    def shape() -> Generator[Event, None, Mesh]:
         hull = visual_hull(foreground(video).to(device), video.orbit)
         surface = yield from extracting(
             splats, video, hull, resolution=settings.mc_resolution, target_faces=settings.target_faces
         )
-        mesh = yield from baking(surface, video, resolution=settings.texture_resolution)
-        for name in MESH_FILES:
-            for path in save_mesh(mesh, folder / name):
-                yield FileWritten(path)
-        return mesh
+        return (yield from baking(surface, video, resolution=settings.texture_resolution))
 
-    def report() -> Generator[Event, None, dict]:
-        figures = _figures(video, splats, mesh)
-        yield FileWritten(write_preview(folder / "preview.png", video, mesh, subject))
-        return figures
+    def save_shape(mesh: Mesh) -> Iterable[Path]:
+        return [path for name in ("mesh.glb", "mesh.obj") for path in save_mesh(mesh, folder / name)]
 
-    depends = {"frames": _digest(video.frames), "orbit": video.orbit.to_dict(), "seed": settings.seed}
+    def judge() -> Generator[Event, None, dict]:
+        yield from ()
+        return _figures(video, splats, mesh)
+
+    depends: dict[str, Any] = {
+        "frames": _digest(video.frames), "alpha": None if video.alpha is None else _digest(video.alpha),
+        "orbit": video.orbit.to_dict(), "seed": settings.seed,
+    }  # fmt: skip
     splats = yield from record.stage(
-        "splats", depends, fit, lambda: load_splats(folder / "splats.ply").to(device), ("splats.ply",)
-    )
-    surface = {k: getattr(settings, k) for k in ("mc_resolution", "target_faces", "texture_resolution")}
+        "splats", depends, lambda: fitting(video, seed=settings.seed, device=device),
+        lambda made: [save_splats(made, folder / "splats.ply")],
+        lambda: load_splats(folder / "splats.ply").to(device),
+    )  # fmt: skip
+    depends = {"splats": record.fingerprint("splats"), **{k: getattr(settings, k) for k in SHAPING}}
     mesh = yield from record.stage(
-        "mesh", surface, mesh_and_texture, lambda: _to(load_mesh(folder / "mesh.glb"), device), MESH_FILES
+        "mesh", depends, shape, save_shape, lambda: _to(load_mesh(folder / "mesh.glb"), device)
     )
-    figures = yield from record.stage("report", {}, report)
+    depends = {"mesh": record.fingerprint("mesh")}
+    figures = yield from record.stage(
+        "report", depends, judge, lambda _: [write_preview(folder / "preview.png", video, mesh)]
+    )
     record.manifest["figures"] = figures
     record.write()
-    yield FileWritten(write_report(folder, record.manifest, figures))
+    yield FileWritten(write_report(folder, plain(record.manifest), plain(figures)))
     return Result(folder, video, splats, mesh, figures)
 
 
@@ -237,21 +259,32 @@ def _figures(video: OrbitVideo, splats: Splats, mesh: Mesh) -> dict:
     }
 
 
-def _open_record(output: str | Path, settings: Settings, overwrite: bool) -> Record:
-    device = pick_device(settings.device)
-    record = Record.open(make_folder(output), device, overwrite)
-    versions = {"sv3d-fast": __version__, "python": platform.python_version()}
-    record.manifest.update(
-        settings=settings.to_dict(),
-        versions=versions | {name: metadata.version(name) for name in PACKAGES},
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        implementations=chosen_implementations(device.type),
-    )
-    return record
+def _header(source: str | Path, device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest holds from the start."""
+    return {
+        "input": Path(source).name,
+        "tier": TIER,
+        "settings": settings,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "implementations": chosen_implementations(device.type),
+        "versions": {"sv3d-fast": __version__, "python": platform.python_version()} | versions(),
+    }
 
 
-def _brings_cameras(source: Path) -> bool:
-    return source.suffix.lower() == ".json" or (source / "transforms.json").is_file()
+def _identity(model: str | Path) -> list:
+    """What tells a model or another from the same place: names, sizes and times of its files; a repository's name."""
+    path = EMBEDDED_WEIGHTS if model == EMBEDDED else Path(model).expanduser()
+    if not path.exists():
+        return [str(model)]
+    files = sorted(p for p in path.rglob("*") if p.suffix in (".json", ".safetensors")) if path.is_dir() else [path]
+    states = [(file, file.stat()) for file in files]
+    return [str(path.resolve()), *([str(f.relative_to(path)), s.st_size, s.st_mtime_ns] for f, s in states)]
+
+
+def _digest_picture(photo: str | Path) -> str:
+    """Of the decoded pixels. Raises ImageError for what is no picture."""
+    picture = read_picture(photo)
+    return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()[:16]
 
 
 def _digest(tensor: torch.Tensor) -> str:

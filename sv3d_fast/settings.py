@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 EMBEDDED = "mini"
 
@@ -35,6 +36,14 @@ class Settings:
     device: str = "auto"
 
     def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name == "matting_model" and isinstance(value, str):
+                object.__setattr__(self, f.name, Path(value))
+            elif f.name in ("model", "orbit") and isinstance(value, Path):
+                object.__setattr__(self, f.name, str(value))
+            elif not _is_of(value, f.type):
+                raise ValueError(f"{f.name}: expected {getattr(f.type, '__name__', f.type)}, got {value!r}")
         for name, low, high in (
             ("steps", 1, 1000),
             ("elevation", -89, 89),
@@ -58,3 +67,9 @@ class Settings:
     def to_dict(self) -> dict:
         """Plain values for JSON."""
         return {f.name: str(v) if isinstance(v := getattr(self, f.name), Path) else v for f in fields(self)}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool):  # Python counts True as a whole number
+        return kind is bool
+    return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))

@@ -1,0 +1,47 @@
+"""What an import costs: no torch for the package and the command line's help, no CUDA and no build for the pipeline."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "numpy", "diffusers", "transformers", "triton", "gsplat", "tvm_ffi", "av", "PIL", "scipy", "trimesh"}
+
+
+def modules_after(code: str) -> set[str]:
+    """Names of the top-level modules that a fresh interpreter has loaded after `code`."""
+    program = f"import sys\ntry:\n    {code}\nexcept SystemExit: pass\nprint('\\n'.join(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stderr.split()}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sv3d_fast; dir(sv3d_fast); sv3d_fast.__version__",
+        "from sv3d_fast.cli import main; main(['--help'])",
+        "from sv3d_fast.cli import main; main(['--version'])",
+        "from sv3d_fast.cli import main; main(['run', '--help'])",
+        "from sv3d_fast.cli import main; main(['run', 'x.png', '-o', 'y', '--steps', 'many'])",
+        "from sv3d_fast.cli import main; main(['run', 'x.png', '-o', 'y', '--seed', '-1'])",
+    ],
+)
+def test_light(code):
+    loaded = modules_after(code)
+    assert "sv3d_fast" in loaded
+    assert not loaded & HEAVY
+
+
+def test_the_pipeline_starts_no_cuda_and_no_compiler():
+    code = "import sv3d_fast.pipeline, torch; assert not torch.cuda.is_initialized()"
+    loaded = modules_after(code)
+    assert not loaded & {"gsplat", "diffusers", "transformers", "tvm_ffi", "triton", "rembg", "onnxruntime"}
+
+
+def test_public_names_are_there():
+    import sv3d_fast
+
+    for name in sv3d_fast.__all__:
+        assert getattr(sv3d_fast, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sv3d_fast.nothing

@@ -1,0 +1,45 @@
+"""`sv3d-fast info`: versions, devices, and why an implementation can't run here."""
+
+import pytest
+import torch
+
+import sv3d_fast
+from sv3d_fast import info
+from sv3d_fast.kernels import native
+from sv3d_fast.kernels.op import UnsupportedError
+
+
+def test_every_op_is_told_with_the_reasons():
+    text = info.describe()
+    assert text.startswith(f"sv3d-fast {sv3d_fast.__version__}, Python 3.")
+    assert f"torch {torch.__version__}" in text
+    chosen = info.chosen_implementations("cpu")
+    assert {"splat_raster", "mesh_raster", "tsdf_fuse", "marching_cubes", "ssim"} <= set(chosen)
+    if not torch.cuda.is_available():
+        assert "no device" in text
+        for name, implementation in chosen.items():
+            assert f"{name:<20} {implementation}\n" in text + "\n"
+        assert "not gsplat: needs CUDA tensors" in text
+
+
+def test_versions_of_packages_that_are_missing(monkeypatch):
+    monkeypatch.setattr(info, "PACKAGES", ("torch", "no-such-package"))
+    assert info.versions() == {"torch": torch.__version__, "no-such-package": None}
+    assert "no-such-package -" in info.describe()
+
+
+def test_native_libraries_that_are_missing_or_broken(monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "folder", lambda: tmp_path)
+    native.library.cache_clear()
+    try:
+        assert info._native("cpu") == "not built"
+        (tmp_path / "libsv3d_fast_cpu.so").write_bytes(b"not a library")
+        assert "does not load" in info._native("cpu")
+    finally:
+        native.library.cache_clear()
+
+
+def test_a_forced_implementation_that_can_not_run_is_an_error(monkeypatch):
+    monkeypatch.setenv("SV3D_FAST_BACKEND", "ssim=nothing")
+    with pytest.raises(UnsupportedError, match="ssim has no implementation named 'nothing'"):
+        info.chosen_implementations("cpu")
