@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-fast check bench bars gpu clean
 
 demo: $(READY)
-	$(BIN)/sv3d-fast run examples/armchair.png -o out/demo --overwrite
+	$(BIN)/sv3d-fast run examples/armchair.png -o out/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest

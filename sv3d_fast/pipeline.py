@@ -24,7 +24,7 @@ from .preview import render_mesh, write_preview
 from .report import write_report
 from .scene.export import load_mesh, load_splats, save_mesh, save_splats
 from .scene.fit import fitting, render
-from .scene.hull import estimate_elevation, visual_hull
+from .scene.hull import consistency, estimate_elevation, visual_hull
 from .scene.masks import foreground
 from .scene.mesh import Mesh
 from .scene.metrics import psnr
@@ -36,6 +36,7 @@ from .stages import Record, plain
 from .video import MIN_FRAMES, OrbitVideo
 
 TIER = "exact"
+DECISIVE = 0.005  # gain in consistency from which an elevation found is believed; bodies of revolution stay below
 EMBEDDED_WEIGHTS = Path(__file__).parent / "mini" / "weights"
 EMBEDDED_RATIO = 0.85  # how the embedded model's training pictures were framed
 PLAN = {  # what each stage writes
@@ -64,7 +65,8 @@ def open_model(settings: Settings) -> SV3DModel:
     """The model that the settings name, on their device. Raises ValueError for weights that can't be used."""
     device = pick_device(settings.device)
     path = EMBEDDED_WEIGHTS if settings.model == EMBEDDED else settings.model
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    half = torch.float16 if device.type == "cuda" else torch.float32
+    dtype = {"unet": half, "image_encoder": half, "vae": torch.float32}  # as official: no 16-bit VAE
     return load_model(path, dtype=dtype, device=device)
 
 
@@ -194,9 +196,13 @@ def reconstructing(
     if inside:
         record.keep("orbit")
     if elevation is None and not brings_cameras:
-        estimate, _ = estimate_elevation(alpha, video.orbit)
-        video = replace(video, orbit=replace(video.orbit, elevations=torch.full((len(video.orbit),), estimate)))
-        yield record.warn("orbit", f"no elevation was given; the silhouettes say {estimate:.1f} degrees")
+        estimate, score = estimate_elevation(alpha, video.orbit)
+        if score - consistency(alpha, video.orbit) < DECISIVE:
+            taken = f"the silhouettes don't tell it, so {video.orbit.elevations[0]:.0f} degrees are taken"
+        else:
+            video = replace(video, orbit=replace(video.orbit, elevations=torch.full((len(video.orbit),), estimate)))
+            taken = f"the silhouettes say {estimate:.1f} degrees"
+        yield record.warn("orbit", f"no elevation was given; {taken}")
     return (yield from _reconstructing(video, settings, record))
 
 
