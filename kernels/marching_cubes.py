@@ -152,7 +152,7 @@ def reference(field: torch.Tensor, level: float = 0.0) -> tuple[torch.Tensor, to
 
 def _native(field: torch.Tensor, level: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
     _check(field, level)
-    library, field, table = native.library("cpu"), field.detach().contiguous(), case_table()
+    library, field, table = native.load("cpu"), field.detach().contiguous(), case_table()
     counts = torch.empty(2, dtype=torch.int64)
     library.marching_cubes_count(field, float(level), table, counts)
     vertices = torch.empty((int(counts[0]), 3), dtype=torch.float32)

@@ -65,9 +65,9 @@ def _raster_native(vertices, faces, viewmats, Ks, height, width, near=0.01):
     inputs = (_ready(vertices), _ready(faces), _ready(viewmats[None]), _ready(Ks[None]), float(near))
     if device.type == "cuda":
         scratch = _scratch(views, height, width, len(faces) * views, device)
-        native.library("cuda").mesh_raster(*inputs, scratch, ids, weights, depth)
+        native.load("cuda").mesh_raster(*inputs, scratch, ids, weights, depth)
     else:
-        native.library("cpu").mesh_raster(*inputs, ids, weights, depth)
+        native.load("cpu").mesh_raster(*inputs, ids, weights, depth)
     return ids[0], weights[0], depth[0]
 
 
@@ -130,9 +130,9 @@ def _render_native(
     if device.type == "cuda":
         side = size * supersample
         scratch = _scratch(objects * views, side, side, len(faces) * views, device)
-        native.library("cuda").mesh_render(*inputs, scratch, rgb, alpha)
+        native.load("cuda").mesh_render(*inputs, scratch, rgb, alpha)
     else:
-        native.library("cpu").mesh_render(*inputs, rgb, alpha)
+        native.load("cpu").mesh_render(*inputs, rgb, alpha)
     return rgb, alpha
 
 

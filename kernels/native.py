@@ -21,7 +21,7 @@ def available(kind: str) -> bool:
 
 
 @functools.cache
-def library(kind: str):
+def load(kind: str):
     """The library of `kind` ("cpu" or "cuda"); its exported functions are attributes that take torch tensors.
 
     Raises NativeLibraryError, naming the file, where it was not built or does not load.

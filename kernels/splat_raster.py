@@ -192,7 +192,7 @@ class _Csrc(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, colors, viewmats, Ks, width, height, backgrounds, near, eps2d):
-        cpu = native.library("cpu")
+        cpu = native.load("cpu")
         splats = [t.detach().contiguous() for t in (means, quats, scales, opacities, colors)]
         cameras = [t.contiguous() for t in (viewmats, Ks)]
         colors = splats[-1]
@@ -220,12 +220,12 @@ class _Csrc(torch.autograd.Function):
         means, quats, scales, opacities, colors, viewmats, Ks, behind, projected, base, *lists = ctx.saved_tensors
         height, width = v_images.shape[1:3]
         moments = colors.new_empty(len(lists[0]), 6 + colors.shape[1])
-        native.library("cpu").splat_raster_backward(
+        native.load("cpu").splat_raster_backward(
             projected, colors, behind, width, height, *lists,
             v_images.contiguous(), v_alphas[..., 0].contiguous(), moments,
         )  # fmt: skip
         gradients = [torch.empty_like(t) for t in (means, quats, scales, opacities, colors)]
-        native.library("cpu").splat_raster_project_backward(
+        native.load("cpu").splat_raster_project_backward(
             means, quats, scales, viewmats, Ks, width, height, ctx.eps2d, projected, base, moments, *gradients
         )
         return *gradients, *[None] * 7

@@ -64,7 +64,7 @@ class _Csrc(torch.autograd.Function):
     def forward(ctx, x, y):
         means = x.new_empty(len(x))
         gradient = torch.empty(x.shape if ctx.needs_input_grad[0] else (0,) * 4)
-        native.library("cpu").ssim_forward(x.detach().contiguous(), y.contiguous(), means, gradient)
+        native.load("cpu").ssim_forward(x.detach().contiguous(), y.contiguous(), means, gradient)
         ctx.save_for_backward(gradient)
         return means
 

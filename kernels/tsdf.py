@@ -102,7 +102,7 @@ def _native(depths, weights, viewmats, Ks, resolution, half_extent, truncation) 
     tsdf = torch.empty((resolution,) * 3, dtype=torch.float32)
     weight = torch.empty_like(tsdf)
     inputs = [t.detach().contiguous() for t in (depths, weights, viewmats, Ks)]
-    native.library("cpu").tsdf_fuse(*inputs, float(half_extent), float(truncation), tsdf, weight)
+    native.load("cpu").tsdf_fuse(*inputs, float(half_extent), float(truncation), tsdf, weight)
     return tsdf, weight
 
 

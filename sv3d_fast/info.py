@@ -68,6 +68,6 @@ def _native(kind: str) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         return "built"  # it loads only where a driver is
     try:
-        return f"built {native.library(kind).build_info()}"
+        return f"built {native.load(kind).build_info()}"
     except native.NativeLibraryError as error:
         return f"built, but {error}"

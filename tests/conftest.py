@@ -14,6 +14,15 @@ def golden() -> Path:
     return GOLDEN
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tiny networks are slower on two threads than on one, and much slower where the cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_collection_modifyitems(config, items):
     if torch.cuda.is_available():
         return

@@ -19,12 +19,7 @@ FRAMES, SIDE = 5, 8
 SAMPLING = SamplerConfig(steps=3, sigma_max=80.0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_unet():

@@ -30,13 +30,13 @@ def test_versions_of_packages_that_are_missing(monkeypatch):
 
 def test_native_libraries_that_are_missing_or_broken(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "folder", lambda: tmp_path)
-    native.library.cache_clear()
+    native.load.cache_clear()
     try:
         assert info._native("cpu") == "not built"
         (tmp_path / "libsv3d_fast_cpu.so").write_bytes(b"not a library")
         assert "does not load" in info._native("cpu")
     finally:
-        native.library.cache_clear()
+        native.load.cache_clear()
 
 
 def test_a_forced_implementation_that_can_not_run_is_an_error(monkeypatch):

@@ -13,13 +13,7 @@ from sv3d_fast.model.weights import CheckpointError
 from sv3d_fast.offload import resident, streamed, tensors_of
 from sv3d_fast.stable_video_3d import StableVideo3DPipeline
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from sv3d_fast import Orbit
 from sv3d_fast.stable_video_3d import StableVideo3DPipeline
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
