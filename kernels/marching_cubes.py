@@ -175,7 +175,7 @@ def _examples(device: str):
 marching_cubes = Op(
     name="marching_cubes",
     reference=reference,
-    implementations=[Implementation("native", _native, _why_not_native)],
+    implementations=[Implementation("csrc", _native, _why_not_native)],
     examples=_examples,
     tolerance=1e-5,
     source="Lorensen and Cline, Marching Cubes, SIGGRAPH 1987",

@@ -128,7 +128,7 @@ def _examples(device: str):
 tsdf_fuse = Op(
     name="tsdf_fuse",
     reference=reference,
-    implementations=[Implementation("native", _native, _why_not_native)],
+    implementations=[Implementation("csrc", _native, _why_not_native)],
     examples=_examples,
     tolerance=1e-4,
     source="Curless and Levoy, SIGGRAPH 1996",

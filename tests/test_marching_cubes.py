@@ -9,7 +9,7 @@ from skimage.measure import marching_cubes as skimage_marching_cubes
 
 from sv3d_fast.kernels.marching_cubes import EDGES, NO_EDGE, case_table, marching_cubes
 
-IMPLEMENTATIONS = ("native", "reference")
+IMPLEMENTATIONS = ("csrc", "reference")
 
 
 def mesh_of(vertices, faces):
@@ -87,7 +87,7 @@ def test_vertices_are_those_of_scikit_image(seed):
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 7), (5, 1, 1), (2, 2, 2), (3, 2, 9), (40, 33, 37)])
 def test_native_equals_the_reference_at_odd_shapes(shape):
     field = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    vertices, faces = marching_cubes(field, 0.2, implementation="native")
+    vertices, faces = marching_cubes(field, 0.2, implementation="csrc")
     expected_vertices, expected_faces = marching_cubes(field, 0.2, implementation="reference")
     torch.testing.assert_close(vertices, expected_vertices, rtol=1e-6, atol=1e-5)
     assert torch.equal(faces, expected_faces)

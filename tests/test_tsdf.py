@@ -33,7 +33,7 @@ def all_round(count=4):
     return Orbit(elevations.repeat_interleave(count), azimuths.repeat(5))
 
 
-@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("implementation", ["csrc", "reference"])
 def test_sphere_is_recovered_within_half_a_voxel(implementation):
     orbit, resolution = all_round(), 48
     voxel = 2 * HALF_EXTENT / resolution
@@ -62,7 +62,7 @@ def test_native_equals_the_reference(views, height, width, resolution):
     orbit = Orbit(torch.rand(views, generator=generator) * 60 - 30, torch.rand(views, generator=generator) * 360)
     K = torch.tensor([[1.6 * width, 0, 0.47 * width], [0, 1.6 * height, 0.53 * height], [0, 0, 1]]).repeat(views, 1, 1)
     inputs = depths, weights, orbit.world_to_camera(), K, resolution, HALF_EXTENT, 0.07
-    native = tsdf_fuse(*inputs, implementation="native")
+    native = tsdf_fuse(*inputs, implementation="csrc")
     reference = tsdf_fuse(*inputs, implementation="reference")
     for ours, theirs in zip(native, reference, strict=True):  # a voxel between two pixels may fall into either
         differs = ~torch.isclose(ours, theirs, rtol=1e-4, atol=1e-4)
