@@ -19,6 +19,7 @@ from sv3d_fast import pipeline
 from sv3d_fast.camera import Orbit
 from sv3d_fast.events import FileWritten, Progress, StageFinished, StageResumed, Warned
 from sv3d_fast.files import OutputError
+from sv3d_fast.model import weights
 from sv3d_fast.orbit_io import load_orbit
 from sv3d_fast.pipeline import EMBEDDED_WEIGHTS, PLAN, make_orbit, orbiting, pick_device, reconstructing, running
 from sv3d_fast.preview import write_preview
@@ -338,6 +339,7 @@ def test_a_folder_of_someone_elses_files_is_left_alone(first, tmp_path):
 def test_sv3d_u_makes_its_static_orbit_and_says_so(first, tmp_path):
     model = make_tiny(tmp_path / "u", 256)
     settings = Settings(**(SMALL | {"model": str(model), "orbit": "sine", "elevation": 5.0}))
+    weights._print_once.cache_clear()  # another test of this process may have seen the notice
     with pytest.warns(UserWarning, match="Tiny notice"):
         (video, record), _, _, events = follow(orbiting(first[0], tmp_path / "out", settings))
     assert video.orbit.elevations.tolist() == [5.0] * 21
