@@ -46,7 +46,7 @@ def record(issue: str, figure: str, value: float, unit: str, bar: str, command: 
     line = {
         "issue": issue,
         "figure": figure,
-        "value": round(float(value), 6),
+        "value": float(f"{value:.6g}"),
         "unit": unit,
         "bar": bar,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
