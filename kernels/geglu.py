@@ -1,0 +1,50 @@
+"""The gated linear unit of the transformers' feed-forward; its eightfold channels never reach memory."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sv3d_fast.kernels import gemm, tiles
+from sv3d_fast.kernels.op import Implementation, Op
+
+
+def pack(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A projection (2h, k) and its bias, values before gates, to value and gate in turn."""
+    return weight.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1).contiguous(), bias.view(
+        2, -1
+    ).T.flatten().contiguous()
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """value * gelu(gate), both linear in x: (M, k) -> (M, h); weight (2h, k) and bias (2h,) as `pack` lays them out."""
+    value, gate = F.linear(x, weight, bias).unflatten(-1, (-1, 2)).unbind(-1)
+    return value * F.gelu(gate)
+
+
+def _fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    how = tiles.choose("geglu", x.device, len(x), len(weight), x.shape[-1])
+    return gemm.gemm(x[None], weight, bias, how, geglu=True)[0]
+
+
+def _why_not_fused(x: Tensor, weight: Tensor, bias: Tensor) -> list[str]:
+    return gemm.why_not(x, weight, bias)
+
+
+def _examples(device: str):
+    generator = torch.Generator().manual_seed(0)
+    large = [(300, 320, 1280)] if device == "cuda" else []
+    for m, k, h in ((45, 40, 24), (1, 64, 8), *large):
+        yield tuple(
+            torch.randn(shape, generator=generator).to(device, torch.float16 if device == "cuda" else torch.float32)
+            for shape in ((m, k), (2 * h, k), (2 * h,))
+        )
+
+
+geglu = Op(
+    name="geglu",
+    reference=reference,
+    implementations=[Implementation("triton", _fused, _why_not_fused)],
+    examples=_examples,
+    tolerance=1e-3,  # 16-bit rounding of the result
+    source="Shazeer 2020, GLU Variants Improve Transformer",
+)

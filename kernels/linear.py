@@ -1,0 +1,72 @@
+"""A linear layer with what follows it: bias, a row per group of tokens, the residual."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sv3d_fast.kernels import gemm, tiles
+from sv3d_fast.kernels.op import Implementation, Op
+
+
+def reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, rows: Tensor | None = None
+) -> Tensor:
+    """x (M, k) @ weight (n, k).T + bias (n,) + rows + residual (M, n); rows: (G, n), each for M / G successive rows.
+
+    Raises ValueError where G doesn't divide M.
+    """
+    if rows is not None and len(x) % len(rows):
+        raise ValueError(f"rows: expected a divisor of {len(x)} rows, got {len(rows)}")
+    y = F.linear(x, weight, bias)
+    if rows is not None:
+        y = (y.unflatten(0, (len(rows), -1)) + rows[:, None]).flatten(0, 1)
+    return y if residual is None else y + residual
+
+
+def _fused(x, weight, bias=None, residual=None, rows=None):
+    how = tiles.choose("linear", x.device, len(x), len(weight), x.shape[-1])
+    return gemm.gemm(x[None], weight, bias, how, rows=rows, residual=None if residual is None else residual[None])[0]
+
+
+def _why_not_fused(x, weight, bias=None, residual=None, rows=None) -> list[str]:
+    reasons = gemm.why_not(x, weight, bias, residual, rows)
+    if rows is not None and len(x) % len(rows):
+        reasons.append(f"rows: expected a divisor of {len(x)} rows, got {len(rows)}")
+    if not reasons and tiles.choose("linear", x.device, len(x), len(weight), x.shape[-1]) is None:
+        reasons.append("cuBLAS was measured to be faster at this shape")
+    return reasons
+
+
+def _library(x, weight, bias=None, residual=None, rows=None):
+    if bias is not None and residual is not None:
+        return F.linear(x, weight, bias) + residual
+    return F.linear(x, weight, bias) if residual is None else torch.addmm(residual, x, weight.T)
+
+
+def _why_not_library(x, weight, bias=None, residual=None, rows=None) -> list[str]:
+    reasons = [] if x.is_cuda else ["needs CUDA tensors"]
+    return reasons if rows is None else [*reasons, "cuBLAS adds no rows"]
+
+
+def _examples(device: str):
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator).to(device, torch.float16 if device == "cuda" else torch.float32)
+
+    yield random(45, 40), random(24, 40), random(24), random(45, 24), random(5, 24)
+    yield random(1, 64), random(72, 64)
+    if device == "cuda":
+        yield random(300, 320), random(960, 320), None, random(300, 960)
+
+
+linear = Op(
+    name="linear",
+    reference=reference,
+    implementations=[
+        Implementation("triton", _fused, _why_not_fused),
+        Implementation("cublas", _library, _why_not_library),
+    ],
+    examples=_examples,
+    tolerance=1e-3,  # 16-bit rounding of the result
+)

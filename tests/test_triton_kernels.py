@@ -1,0 +1,133 @@
+"""The Triton kernels without a GPU: interpreted against their references, and compiled ahead of time for Hopper."""
+
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from triton_tools import SHARED_LIMIT, compile_sm90
+
+import sv3d_fast.kernels
+from sv3d_fast.kernels import group_norm, layer_norm, temporal_attention, tiles, upsample_conv
+from sv3d_fast.kernels.gemm import Tiles, gemm_kernel
+from sv3d_fast.kernels.op import registry
+
+for module in pkgutil.iter_modules(sv3d_fast.kernels.__path__):
+    importlib.import_module(f"sv3d_fast.kernels.{module.name}")
+NAMES = [op.name for op in registry.values() if any(i.name == "triton" for i in op.implementations)]
+ROUNDING = 4e-4  # of float16: 2^-11 at most for each value, once or twice
+INTEGERS = ("orbits", "length", "n", "k", "shift", "row_period", "first", "second", "strip", "splits", "channels",
+            "group", "rows", "frames", "pixels", "images", "height", "width")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    program = Path(__file__).parent / "interpret_kernels.py"
+    done = subprocess.run(
+        [sys.executable, str(program)], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_triton_op_was_interpreted(interpreted):
+    assert set(interpreted) == set(NAMES)
+    assert len(NAMES) >= 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_interpreted_kernel_equals_its_reference_in_float64(interpreted, name):
+    assert len(interpreted[name]) >= 2
+    assert max(interpreted[name]) <= ROUNDING
+
+
+def compiled(kernel, constants, warps, stages=3, descriptors=None, absent=(), **types):
+    arguments = {}
+    for name in kernel.arg_names:
+        arguments[name] = "i32" if name in INTEGERS else "*fp16"
+    arguments.update(types)
+    arguments.update(descriptors or {})
+    arguments.update(dict.fromkeys(absent, "none"))
+    return compile_sm90(kernel, arguments, constants, warps, stages)
+
+
+def check(made, *, products: bool):
+    assert made.metadata.shared <= SHARED_LIMIT
+    assert ("wgmma.mma_async" in made.asm["ptx"]) == products
+    assert ".local" not in made.asm["ptx"]
+
+
+TUNED = sorted(
+    {(kind, t) for (kind, _, _), sizes in tiles.table((9, 0)).items() for t in sizes.values() if t}
+    | {(kind, tiles.SAFE) for kind in ("linear", "geglu", "temporal_conv")},
+    key=str,
+)
+
+
+@pytest.mark.parametrize(("kind", "size"), TUNED, ids=[f"{k}-{t.m}x{t.n}-{t.warps}-{t.stages}" for k, t in TUNED])
+def test_matrix_products_compile_for_hopper(kind, size: Tiles):
+    constants = {
+        "TAPS": 3 if kind == "temporal_conv" else 1, "HAS_BIAS": True, "HAS_ROWS": False,
+        "HAS_RESIDUAL": kind != "geglu", "GEGLU": kind == "geglu", "BLOCK_M": size.m, "BLOCK_N": size.n,
+        "BLOCK_K": size.k, "GROUP": size.group, "PROGRAMS": 132,
+    }  # fmt: skip
+    descriptors = {
+        "a_desc": f"tensordesc<fp16[1,{size.m},{size.k}]>",
+        "b_desc": f"tensordesc<fp16[{size.n},{size.k}]>",
+    }
+    made = compiled(gemm_kernel, constants, size.warps, size.stages, descriptors, rows="*fp16")
+    check(made, products=True)
+    assert "cp.async.bulk.tensor" in made.asm["ptx"]
+    assert made.metadata.shared * size.resident <= SHARED_LIMIT + 1024
+
+
+def test_every_product_of_the_table_has_a_positive_size():
+    table = tiles.table((9, 0))
+    assert {kind for kind, _, _ in table} == {"linear", "geglu", "temporal_conv"}
+    assert all(size > 0 for sizes in table.values() for size in sizes)
+    assert tiles.table((1, 2)) == {}
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_group_norm_compiles_for_hopper(skip, residual):
+    absent = [*([] if skip else ["skip"]), *([] if residual else ["residual", "total"])]
+    floats = dict.fromkeys(("means", "squares", "scale", "shift"), "*fp32")
+    flags = {"HAS_SKIP": skip, "HAS_ROWS": True, "BLOCK_P": group_norm.BLOCK_P, "BLOCK_C": 64}
+    statistics = compiled(
+        group_norm.statistics_kernel, {**flags, "HAS_RESIDUAL": residual}, 4, absent=absent, rows="*fp16",
+        means="*fp32", squares="*fp32",
+    )  # fmt: skip
+    check(statistics, products=False)
+    applied = compiled(
+        group_norm.apply_kernel, {**flags, "SILU": True}, 4, absent=absent[:1] if not skip else [], rows="*fp16",
+        scale="*fp32", shift="*fp32",
+    )  # fmt: skip
+    check(applied, products=False)
+    constants = {"BLOCK_S": 64, "BLOCK_G": 16}
+    check(compiled(group_norm.combine_kernel, constants, 4, eps="fp32", **floats), products=False)
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_layer_norm_compiles_for_hopper(positions):
+    constants = {"HAS_POSITIONS": positions, "BLOCK_M": 2, "BLOCK_C": 2048}
+    absent = [] if positions else ["positions", "total"]
+    check(compiled(layer_norm.layer_norm_kernel, constants, 4, absent=absent, eps="fp32"), products=False)
+
+
+def test_temporal_attention_compiles_for_hopper():
+    kernel = temporal_attention.temporal_attention_kernel
+    made = compiled(kernel, {"HEAD": 64, "FRAMES": 32}, 1, scale="fp32")
+    check(made, products=False)
+    assert "mma.sync" in made.asm["ptx"]  # one warp: the products of its own
+
+
+def test_upsample_conv_compiles_for_hopper():
+    u = upsample_conv
+    constants = {"BLOCK_M": u.BLOCK_M, "BLOCK_N": u.BLOCK_N, "BLOCK_K": u.BLOCK_K, "GROUP": u.GROUP}
+    descriptors = {"w_desc": f"tensordesc<fp16[{u.BLOCK_N},{u.BLOCK_K}]>"}
+    check(compiled(u.upsample_conv_kernel, constants, 8, 3, descriptors), products=True)
