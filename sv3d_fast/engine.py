@@ -13,6 +13,7 @@ from .events import Progress
 from .model.config import SamplerConfig
 from .model.unet import SV3DUNet
 from .model.vae import SV3DVAE
+from .prediction import prediction
 
 
 class NonFiniteError(RuntimeError):
@@ -60,19 +61,15 @@ def denoising(
         levels = check_levels(levels)
         config = replace(config, sigma_max=levels[0])
     weight, total = next(unet.parameters()), len(levels) - 1
-    frames = noise.shape[1]
     guidance = config.max_guidance > 1 or config.min_guidance != 1
-    scales = sampler.triangle_guidance(config, frames).to(weight.device)
+    scales = sampler.triangle_guidance(config, noise.shape[1]).to(weight.device)
     halves = [conditioning.unconditional(), conditioning] if guidance else [conditioning]
-    token = torch.cat([half.token for half in halves])
-    vector = torch.cat([half.vector for half in halves])
-    images = torch.cat([half.image_latents for half in halves])[:, None].expand(-1, frames, -1, -1, -1)
     latents = sampler.initial_latents(noise.to(weight.device, torch.float32), config)
+    with torch.no_grad():
+        predict = prediction(unet, halves, levels[:-1])
     for index, (sigma, following) in enumerate(itertools.pairwise(levels)):
         with torch.no_grad():
-            scaled = (latents * sampler.c_in(sigma)).to(weight.dtype)
-            inputs = torch.cat([torch.cat([scaled] * len(halves)), images], 2)
-            output = unet(inputs, sampler.c_noise(sigma), token, vector).float()
+            output = predict(index, latents * sampler.c_in(sigma))
             if guidance:
                 unconditional, conditional = output.chunk(2)
                 output = sampler.guided(unconditional, conditional, scales)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sv3d_fast.kernels.group_norm import group_norm, why_not_fused
+
 from .config import VAEConfig
 
 GROUPS = 32
@@ -26,6 +28,16 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, channels, eps=EPS)
 
 
+def _activated(x: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
+    """SiLU of the group normalisation of x (N, c, h, w), in x's layout."""
+    if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
+        operands = (tokens, norm.weight, norm.bias, norm.num_groups, norm.eps, True)
+        if not why_not_fused(*operands):
+            return group_norm(*operands).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    return F.silu(norm(x))
+
+
 class ResBlock(nn.Module):
     """(N, c_in, h, w) -> (N, c_out, h, w): twice norm, SiLU, 3x3 convolution, around a skip connection."""
 
@@ -38,8 +50,8 @@ class ResBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(_activated(x, self.norm1))
+        h = self.conv2(_activated(h, self.norm2))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -136,7 +148,7 @@ class Encoder(nn.Module):
         x = self.conv_in(image)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(_activated(self.mid_block(x), self.conv_norm_out))
 
 
 class Decoder(nn.Module):
@@ -158,7 +170,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(latents))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(_activated(x, self.conv_norm_out))
 
 
 class SV3DVAE(nn.Module):

@@ -1,0 +1,142 @@
+"""The video UNet's transformer for inference, on fused ops; see `fused_unet.py` for what is taken out of it."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sv3d_fast.kernels import geglu as gated
+from sv3d_fast.kernels.group_norm import group_norm, residual_group_norm
+from sv3d_fast.kernels.layer_norm import layer_norm, positioned_layer_norm
+from sv3d_fast.kernels.linear import linear
+from sv3d_fast.kernels.temporal_attention import temporal_attention
+from sv3d_fast.model.attention import FeedForward, SelfAttention, SingleTokenAttention, VideoTransformer
+
+
+class Weights(nn.Module):
+    """A weight and a bias as buffers: nothing here is trained."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.register_buffer("weight", weight.detach())
+        self.register_buffer("bias", None if bias is None else bias.detach())
+
+
+class Norm(Weights):
+    """Group normalisation of (N, P, c); `skip` and `rows` as the op has them."""
+
+    def __init__(self, norm: nn.GroupNorm, silu: bool = True):
+        super().__init__(norm.weight, norm.bias)
+        self.groups, self.eps, self.silu = norm.num_groups, norm.eps, silu
+
+    def forward(self, x: Tensor, skip: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        return group_norm(x, self.weight, self.bias, self.groups, self.eps, self.silu, skip, rows)
+
+    def with_residual(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """x + residual and its normalisation."""
+        return residual_group_norm(x, residual, self.weight, self.bias, self.groups, self.eps, self.silu)
+
+
+class Linear(Weights):
+    """A linear layer of (M, k) with what is added behind it."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        return linear(x, self.weight, self.bias, residual, rows)
+
+
+class LayerNorm(Weights):
+    """Layer normalisation of (M, c)."""
+
+    def __init__(self, norm: nn.LayerNorm):
+        super().__init__(norm.weight, norm.bias)
+        self.eps = norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class FusedFeedForward(Weights):
+    """GEGLU and the linear layer back, plus the residual."""
+
+    def __init__(self, ff: FeedForward):
+        gate: Any = ff.net[0]
+        back: Any = ff.net[2]
+        super().__init__(*gated.pack(gate.proj.weight.detach(), gate.proj.bias.detach()))
+        self.out = Linear(back.weight, back.bias)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.out(gated.geglu(x, self.weight, self.bias), residual)
+
+
+class FusedAttention(nn.Module):
+    """Self-attention of (B * T * P, c), plus the residual and the vector of each orbit's context."""
+
+    def __init__(self, attention: SelfAttention, context: SingleTokenAttention, heads: int):
+        super().__init__()
+        self.heads = heads
+        out: Any = attention.to_out[0]
+        added: Any = context.to_out[0]
+        self.qkv = Linear(torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]), None)
+        self.out = Linear(out.weight, None)
+        self.bias: Tensor
+        self.register_buffer("bias", out.bias.detach())
+        self.to_v = Linear(context.to_v.weight, None)
+        self.to_context = Linear(added.weight, added.bias)
+
+    def context(self, token: Tensor) -> Tensor:
+        """(B, context_dim) to what the output projection adds for each orbit: (B, c)."""
+        return F.linear(F.linear(token, self.to_v.weight), self.to_context.weight, self.to_context.bias) + self.bias
+
+    def spatial(self, x: Tensor, residual: Tensor, context: Tensor, frames: int) -> Tensor:
+        """Among the P pixels of each of `frames` = B * T frames."""
+        qkv = self.qkv(x).view(frames, -1, 3, self.heads, x.shape[-1] // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return self.out(mixed, residual, context)
+
+    def temporal(self, x: Tensor, residual: Tensor, context: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        """Among the T frames of each pixel; shape: (B, T, P)."""
+        mixed = temporal_attention(self.qkv(x).view(*shape, -1), self.heads)
+        return self.out(mixed.reshape(x.shape), residual, context)
+
+
+class FusedTransformer(nn.Module):
+    """`attention.VideoTransformer` for inference; the frame positions of `frames` frames are a table."""
+
+    def __init__(self, block: VideoTransformer):
+        super().__init__()
+        spatial: Any = block.transformer_blocks[0]
+        temporal: Any = block.temporal_transformer_blocks[0]
+        self.norm = Norm(block.norm, silu=False)
+        self.proj_in = Linear(block.proj_in.weight, block.proj_in.bias)
+        self.norm1, self.norm3 = LayerNorm(spatial.norm1), LayerNorm(spatial.norm3)
+        self.attention = FusedAttention(spatial.attn1, spatial.attn2, spatial.heads)
+        self.ff = FusedFeedForward(spatial.ff)
+        self.positions = block.time_pos_embed
+        self.temporal_norm_in = LayerNorm(temporal.norm_in)
+        self.temporal_norm1, self.temporal_norm3 = LayerNorm(temporal.norm1), LayerNorm(temporal.norm3)
+        self.temporal_ff_in = FusedFeedForward(temporal.ff_in)
+        self.temporal_attention = FusedAttention(temporal.attn1, temporal.attn2, temporal.heads)
+        self.temporal_ff = FusedFeedForward(temporal.ff)
+        self.mix: Tensor
+        self.register_buffer("mix", block.time_mixer.temporal_weight(block.proj_in.weight.dtype).detach())
+        self.proj_out = Linear(block.proj_out.weight, block.proj_out.bias)
+
+    def forward(self, x: Tensor, contexts: tuple[Tensor, Tensor], positions: Tensor) -> Tensor:
+        """x: (B, T, h, w, c). contexts: (B, c) of the spatial and the temporal attention. positions: (T, c)."""
+        b, t, h, w, c = x.shape
+        shape, flat = (b, t, h * w), x.view(-1, c)
+        tokens = self.proj_in(self.norm(x.view(b * t, h * w, c)).view(-1, c))
+        tokens = self.attention.spatial(self.norm1(tokens), tokens, contexts[0], b * t)
+        spatial = self.ff(self.norm3(tokens), tokens)
+
+        norm = self.temporal_norm_in
+        total, hidden = positioned_layer_norm(spatial.view(*shape, c), positions, norm.weight, norm.bias, norm.eps)
+        tokens = self.temporal_ff_in(hidden.view(-1, c), total.view(-1, c))
+        tokens = self.temporal_attention.temporal(self.temporal_norm1(tokens), tokens, contexts[1], shape)
+        temporal = self.temporal_ff(self.temporal_norm3(tokens), tokens)
+        return self.proj_out(torch.lerp(spatial, temporal, self.mix), flat).view(x.shape)
