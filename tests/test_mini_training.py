@@ -239,7 +239,17 @@ def test_denoiser_trains(stage, tmp_path):
     vae, network = make_vae().requires_grad_(False), make_denoiser()
     before = {k: v.clone() for k, v in network.state_dict().items()}
     averaged = train_denoiser(
-        network, vae, stage, ALONE, minutes=1e-6, batch=2, capacity=4, log=tmp_path / "unet.csv", seed=0, cooldown=False
+        network,
+        vae,
+        stage,
+        ALONE,
+        minutes=1e-6,
+        batch=2,
+        capacity=4,
+        log=tmp_path / "unet.csv",
+        seed=0,
+        cooldown=False,
+        save=lambda averaged: None,
     )
     assert isinstance(averaged, Denoiser)
     moved = changed(network, before)
@@ -248,8 +258,9 @@ def test_denoiser_trains(stage, tmp_path):
     assert all(torch.isfinite(v).all() for v in averaged.state_dict().values())
     (row,) = rows_of(tmp_path / "unet.csv")
     assert np.isfinite(row).all()
-    # with every residual branch at zero the network answers 0, so the first loss is the target's power: about 1
-    assert 0.2 < row[3] < 5
+    # with every residual branch at zero the network answers 0, so the first loss is the target's power: that of the
+    # latents (below 1 from a VAE that nothing normalised) or, at low noise, of the noise: 1
+    assert 0.01 < row[3] < 5
 
 
 def test_loss_is_zero_for_the_true_answer():
@@ -457,7 +468,7 @@ def test_half_a_checkpoint_is_refused(tiny_training):
     [
         ([], ["--data", "nowhere.pack"], "--data: no such file: nowhere.pack"),
         ([], ["--minutes-vae", "0"], "--minutes-vae: expected more than 0, since there is no"),
-        (["vae", "raw"], ["--minutes-vae", "1"], "--minutes-vae: expected 0, since"),
+        (["raw"], ["--minutes-vae", "1"], "--minutes-vae: expected 0, since"),
         (["vae"], ["--minutes-unet", "0"], "--minutes-unet: expected more than 0, since there is no"),
         ([], ["--minutes-unet", "-1"], "--minutes-unet: expected minutes, 0 or more, got -1"),
         ([], ["--minutes-unet", "nan"], "--minutes-unet: expected minutes"),

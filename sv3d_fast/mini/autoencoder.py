@@ -16,6 +16,7 @@ KL_WEIGHT = 1e-8  # keeps the latents bounded, no more: 1e-6 cost 5 dB (docs/min
 POOL = 24  # orbits that are rendered together; each serves REUSE batches
 REUSE = 4
 PEAK_RATE = 1.2e-3
+PEAK_RATE_DECODER = 3e-4  # of a trained decoder that goes on alone
 
 
 def pictures(frames: torch.Tensor) -> torch.Tensor:
@@ -25,12 +26,24 @@ def pictures(frames: torch.Tensor) -> torch.Tensor:
 
 
 def train_autoencoder(
-    vae: SV3DVAE, stage: Stage, workers: Workers, *, minutes: float, batch: int, log: Path, seed: int
+    vae: SV3DVAE,
+    stage: Stage,
+    workers: Workers,
+    *,
+    minutes: float,
+    batch: int,
+    log: Path,
+    seed: int,
+    decoder_only: bool = False,
 ) -> SV3DVAE:
     """Minimises L2 + L1 / 10 + a slight KL on `batch` pictures a step and process; returns the averaged weights.
 
-    seed: of the scenes and the posteriors' noise; each process has its own stream of both.
+    seed: of the scenes and the posteriors' noise; each process has its own stream of both. decoder_only: leaves the
+    encoder, and so the latents that a UNet was trained on, as they are.
     """
+    if decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     rng = np.random.default_rng([seed, workers.rank])
     generator = torch.Generator(stage.device).manual_seed(int(rng.integers(2**62)))
     pool: list[torch.Tensor] = []
@@ -55,7 +68,8 @@ def train_autoencoder(
 
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     average = Average(vae)
-    optimise(vae, average, loss_of, workers=workers, minutes=minutes, peak=PEAK_RATE, log=log)
+    peak = PEAK_RATE_DECODER if decoder_only else PEAK_RATE
+    optimise(vae, average, loss_of, workers=workers, minutes=minutes, peak=peak, log=log)
     return average.module
 
 

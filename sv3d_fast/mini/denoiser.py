@@ -1,5 +1,7 @@
 """Training of the embedded model's UNet and image tower on cached latents of fresh renders."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,18 @@ from .optimise import Average, optimise
 from .parallel import Workers
 from .scenes import Stage
 
-LOG_SIGMA_MEAN, LOG_SIGMA_STD = 1.0, 1.6  # of the noise levels, as SVD (Blattmann et al. 2023, appendix D)
-DROP = 0.1  # share of orbits whose picture is withheld, for guidance
+# The sampler takes few steps and the first decides where everything is, so most orbits are seen at its level, where
+# only the picture tells anything; the others' levels are log-normal (Karras et al. 2022, table 1).
+FIRST_STEP_SHARE = 0.6
+FIRST_STEP_SIGMA = (40.0, 80.0)
+LOG_SIGMA_MEAN, LOG_SIGMA_STD = 0.5, 1.4
+DROP = 0.05  # share of orbits whose picture is withheld, for guidance
 COND_AUG = 1e-5
 PEAK_RATE = 8e-4
 CHUNK = 16  # orbits rendered and encoded together
 FILL = 1024  # orbits in the cache before the first step
-REFRESH = 3  # steps between two chunks: an orbit is seen about six times
+SAVE_EVERY = 1000  # steps
+REFRESH = 4  # steps between two chunks: an orbit is seen about eight times
 
 
 class Cache:
@@ -57,9 +64,18 @@ class Cache:
 
     def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`size` random orbits: latents float32, input pictures in [-1, 1], vectors."""
-        index = torch.from_numpy(self.rng.integers(self.count, size=size)).to(self.stage.device)
+        index = torch.from_numpy(self.rng.integers(self.count, size=size)).to(self.stage.device, non_blocking=True)
         latents, images, vectors = (store[index] for store in self.stores)
         return latents.float(), pictures(images), vectors
+
+
+def noise_levels(batch: int, generator: torch.Generator) -> torch.Tensor:
+    """(batch,) float32 logarithms of random noise levels, on the generator's device."""
+    normal, uniform, chance = (
+        make(batch, generator=generator, device=generator.device) for make in (torch.randn, torch.rand, torch.rand)
+    )
+    low, high = map(math.log, FIRST_STEP_SIGMA)
+    return torch.where(chance < FIRST_STEP_SHARE, low + (high - low) * uniform, LOG_SIGMA_MEAN + LOG_SIGMA_STD * normal)
 
 
 @torch.no_grad()
@@ -92,6 +108,28 @@ class Denoiser(nn.Module):
         return (output.float() - target).square().mean((1, 2, 3, 4))
 
 
+class _InBFloat16(nn.Module):
+    """Runs a denoiser in mixed precision; what `graphed` may change the forward method of."""
+
+    def __init__(self, denoiser: Denoiser):
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            return self.denoiser(*arguments)
+
+
+def graphed(denoiser: Denoiser, example: tuple[torch.Tensor, ...]) -> Callable[..., torch.Tensor]:
+    """The denoiser's forward and backward pass in mixed precision as CUDA graphs, for inputs shaped like `example`.
+
+    Launching the kernels of this network one by one takes nearly twice as long as running them.
+    """
+    return torch.cuda.make_graphed_callables(  # type: ignore[return-value]
+        _InBFloat16(denoiser), example, allow_unused_input=True
+    )
+
+
 def train_denoiser(
     denoiser: Denoiser,
     vae: SV3DVAE,
@@ -104,11 +142,13 @@ def train_denoiser(
     log: Path,
     seed: int,
     cooldown: bool,
+    save: Callable[[Denoiser], None],
 ) -> Denoiser:
     """Trains on `batch` orbits a step and process; returns the averaged weights.
 
     vae: frozen, its latents normalised. capacity: orbits of the cache, filled up to FILL before the first step.
-    seed: of the scenes and the noise; each process has its own stream of both.
+    seed: of the scenes and the noise; each process has its own stream of both. save: gets the averaged weights every
+    SAVE_EVERY steps, so that a run that is cut off leaves something.
     """
     rng = np.random.default_rng([seed, workers.rank])
     generator = torch.Generator(stage.device).manual_seed(int(rng.integers(2**62)))
@@ -117,24 +157,32 @@ def train_denoiser(
         cache.add()
     size = denoiser.tower.config.image_size
     cuda = stage.device.type == "cuda"
-    forward = torch.compile(denoiser) if cuda else denoiser
 
-    def loss_of(step: int):
+    def draw() -> tuple[torch.Tensor, ...]:
         clean, image, vectors = cache.batch(batch)
-        log_sigma = LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.randn(batch, generator=generator, device=stage.device)
+        log_sigma = noise_levels(batch, generator)
         noise = torch.randn(clean.shape, generator=generator, device=stage.device)
         keep = (torch.rand(batch, generator=generator, device=stage.device) >= DROP).float()
-        with torch.autocast(stage.device.type, torch.bfloat16, enabled=cuda):
-            losses = forward(clean, preprocess(image, size), vectors, log_sigma, noise, keep)
+        return clean, preprocess(image, size), vectors, log_sigma, noise, keep
+
+    forward = graphed(denoiser, draw()) if cuda else denoiser
+
+    def loss_of(step: int):
+        arguments = draw()
+        losses = forward(*arguments)
+        log_sigma, keep = arguments[3], arguments[5]
         high = (log_sigma > 2) & (keep > 0)
         figures = {"loss": losses.mean(), "high": (losses * high).sum() / high.sum().clamp_min(1)}
         return losses.mean(), figures
 
+    average = Average(denoiser)
+
     def between(step: int) -> None:
         if step % REFRESH == 0:
             cache.add()
+        if step % SAVE_EVERY == SAVE_EVERY - 1:
+            save(average.module)
 
-    average = Average(denoiser)
     optimise(
         denoiser, average, loss_of, workers=workers, minutes=minutes, peak=PEAK_RATE, log=log,
         between=between, cooldown=cooldown,

@@ -91,11 +91,11 @@ def optimise(
         for group in optimiser.param_groups:
             group["lr"] = rate
         loss, figures = loss_of(step)
-        optimiser.zero_grad(set_to_none=True)
         loss.backward()
         workers.average([p.grad for p in parameters if p.grad is not None])
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
         average.update(network)
         newest = torch.stack([torch.as_tensor(v, device=loss.device).detach().float() for v in figures.values()])
         running = newest if running is None else running.lerp(newest, SMOOTHING)

@@ -45,7 +45,7 @@ class Stage:
         self.faces = [torch.tensor(o.faces, dtype=torch.int32, device=device) for o in objects]
         self.uvs = [torch.tensor(o.uvs, device=device) for o in objects]
         self.normals = [torch.tensor(o.normals, device=device) for o in objects]
-        self.textures = torch.stack([_texture(o.texture) for o in objects]).to(device)
+        self.textures = torch.stack([_texture(o.texture, device) for o in objects])
 
     def render(
         self,
@@ -67,16 +67,16 @@ class Stage:
         frames, alpha = mesh_render_batch(
             torch.cat(list(vertices)),
             torch.cat(faces),
-            _offsets(vertices).to(at),
-            _offsets(faces).to(at),
+            _offsets(vertices, at),
+            _offsets(faces, at),
             torch.cat([self.uvs[i] for i in chosen]),
             textures,
             torch.cat(list(normals)),
-            torch.stack([o.world_to_camera() for o in orbits]).to(at),
-            torch.stack([o.intrinsics(self.size) for o in orbits]).to(at),
+            torch.stack([o.world_to_camera() for o in orbits]).to(at, non_blocking=True),
+            torch.stack([o.intrinsics(self.size) for o in orbits]).to(at, non_blocking=True),
             self.size,
-            torch.as_tensor(lights, dtype=torch.float32, device=at).expand(count, LIGHTS, 4).contiguous(),
-            torch.as_tensor(ambient, dtype=torch.float32, device=at).expand(count).contiguous(),
+            _numbers(lights, at).expand(count, LIGHTS, 4).contiguous(),
+            _numbers(ambient, at).expand(count).contiguous(),
             torch.ones(count, 3, device=at),
             SUPERSAMPLE,
         )
@@ -98,13 +98,13 @@ class Stage:
         """`count` random objects, posed, stretched, mirrored, recoloured and lit at random."""
         chosen = rng.integers(len(self.objects), size=count).tolist()
         orbits = [random_orbit(rng) for _ in chosen]
-        shapes = [random_shape(rng) for _ in chosen]
+        shapes = [random_shape(rng).to(self.device, non_blocking=True) for _ in chosen]
         vertices = [
-            framed(self.vertices[i] @ shape.to(self.device), orbit, rng.uniform(0.72, 0.96))
+            framed(self.vertices[i] @ shape, orbit, rng.uniform(0.72, 0.96))
             for i, shape, orbit in zip(chosen, shapes, orbits, strict=True)
         ]
         normals = [
-            torch.nn.functional.normalize(self.normals[i] @ torch.linalg.inv(shape).mT.to(self.device), dim=-1)
+            torch.nn.functional.normalize(self.normals[i] @ torch.linalg.inv_ex(shape).inverse.mT, dim=-1)
             for i, shape in zip(chosen, shapes, strict=True)
         ]
         textures = recolored(self.textures[chosen], rng)
@@ -155,7 +155,7 @@ def framed(vertices: torch.Tensor, orbit: Orbit, fill: float) -> torch.Tensor:
     low, high = vertices.aminmax(dim=0)
     vertices = vertices - (low + high) / 2
     sample = vertices[:: max(1, len(vertices) // 512)]
-    rotation = orbit.world_to_camera()[:, :3, :3].to(vertices)
+    rotation = orbit.world_to_camera()[:, :3, :3].to(vertices, non_blocking=True)
     camera = torch.einsum("tij,vj->tvi", rotation, sample)
     half = math.tan(math.radians(orbit.fov) / 2) * fill
     # |s x| <= half (r + s z) for every point and view, solved for the largest s that holds: one pass, no host sync
@@ -169,19 +169,25 @@ def recolored(textures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     for _ in textures:
         mix = np.eye(3)[rng.permutation(3)] if rng.random() < 0.5 else np.eye(3)
         mixes.append(mix * rng.uniform(0.75, 1.15) * rng.uniform(0.92, 1.08, (1, 3)))
-    gamma = torch.from_numpy(gammas.astype(np.float32)).to(textures.device)[:, None, None, None]
-    gains = torch.from_numpy(np.stack(mixes).astype(np.float32)).to(textures.device)[:, None]
+    gamma = _numbers(gammas, textures.device)[:, None, None, None]
+    gains = _numbers(np.stack(mixes), textures.device)[:, None]
     return (((textures.float() / 255) ** gamma @ gains) * 255).clamp(0, 255).to(torch.uint8)
 
 
-def _texture(texture: np.ndarray) -> torch.Tensor:
+def _texture(texture: np.ndarray, device: torch.device) -> torch.Tensor:
     """(R, R, 3) uint8 enlarged to the size that all textures share, of which R is a divisor."""
     side = len(texture)
     if texture.shape != (side, side, 3) or side == 0 or TEXTURE % side:
         raise ValueError(f"texture: expected (R, R, 3), R a divisor of {TEXTURE}, got {texture.shape}")
     times = TEXTURE // side
-    return torch.from_numpy(texture.repeat(times, 0).repeat(times, 1))
+    small = torch.tensor(texture, device=device)
+    return small[:, None, :, None].expand(-1, times, -1, times, -1).reshape(TEXTURE, TEXTURE, 3)
 
 
-def _offsets(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.tensor([0, *map(len, parts)]).cumsum(0)
+def _numbers(values, device: torch.device) -> torch.Tensor:
+    """float32 on the device, without waiting for the work that is queued there."""
+    return torch.as_tensor(values, dtype=torch.float32).to(device, non_blocking=True)
+
+
+def _offsets(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    return torch.tensor([0, *map(len, parts)]).cumsum(0).to(device, non_blocking=True)

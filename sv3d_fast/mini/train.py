@@ -9,9 +9,10 @@ Without torchrun it runs in one process. Two stages, the VAE and then the UNet w
     *.jpg      held-out objects, truth above and generated below
 
 A later run with the same folder goes on from vae/ and raw/; only the optimiser's moments and the average start anew.
-Its VAE stays as it is, since the UNet was trained on its latents. To train for a few hours in pieces, give all but
-the last piece --no-cooldown. `--minutes-unet 0` only scores weights/. Where files must be small on their way from one
-machine to the next, --shard-size cuts all weights into numbered parts; every reader takes either form.
+The UNet was trained on the VAE's latents, so --minutes-vae then trains the decoder alone. To train for a few hours in
+pieces, give all but the last piece --no-cooldown. `--minutes-unet 0` only scores weights/. Where files must be small
+on their way from one machine to the next, --shard-size cuts all weights into numbered parts; every reader takes
+either form.
 """
 
 import argparse
@@ -68,11 +69,13 @@ def autoencoder(args: argparse.Namespace, workers: Workers, train: Stage, held_o
         _fetch(vae, folder)
     if args.minutes_vae > 0:
         workers.same(vae)
+        decoder_only = (args.output / "raw").exists()
         vae = train_autoencoder(
             vae, train, workers, minutes=args.minutes_vae, batch=args.batch_vae, log=args.output / "vae.csv",
-            seed=args.seed,
+            seed=args.seed, decoder_only=decoder_only,
         )  # fmt: skip
-        normalise_latents(vae, train.random(NORMALISED_ON, np.random.default_rng(args.seed)))
+        if not decoder_only:
+            normalise_latents(vae, train.random(NORMALISED_ON, np.random.default_rng(args.seed)))
         workers.same(vae)
         if workers.first:
             views = held_out.standard(range(len(held_out.objects)), Orbit.static(ELEVATION))
@@ -90,15 +93,20 @@ def denoiser(args: argparse.Namespace, workers: Workers, vae: SV3DVAE, train: St
     if raw.exists():
         _fetch(network, raw)
     workers.same(network)
+
+    def save(averaged: Denoiser) -> None:
+        if not workers.first:
+            return
+        _store(network, raw, torch.bfloat16, args.shard_size)
+        unet, decoder, tower = copy.deepcopy((averaged.unet, vae, averaged.tower))
+        model = SV3DModel(MINI, unet.half().cpu(), decoder.half().cpu(), tower.half().cpu())
+        save_model(model, args.output / "weights", max_shard_size=args.shard_size)
+
     averaged = train_denoiser(
         network, vae, train, workers, minutes=args.minutes_unet, batch=args.batch, capacity=args.capacity,
-        log=args.output / "unet.csv", seed=args.seed, cooldown=not args.no_cooldown,
+        log=args.output / "unet.csv", seed=args.seed, cooldown=not args.no_cooldown, save=save,
     )  # fmt: skip
-    if workers.first:
-        _store(network, raw, torch.bfloat16, args.shard_size)
-        unet, vae, tower = copy.deepcopy((averaged.unet, vae, averaged.tower))
-        model = SV3DModel(MINI, unet.half().cpu(), vae.half().cpu(), tower.half().cpu())
-        save_model(model, args.output / "weights", max_shard_size=args.shard_size)
+    save(averaged)
 
 
 def judge(args: argparse.Namespace, model: SV3DModel, held_out: Stage) -> None:
@@ -164,10 +172,8 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
         parser.error(
             f"--data: no such file: {args.data}; `python -m sv3d_fast.mini.data --output {args.data}` makes it"
         )
-    if args.minutes_vae > 0 and (args.output / "raw").exists():
-        parser.error(
-            f"--minutes-vae: expected 0, since {args.output / 'raw'} was trained on the latents of vae beside it"
-        )
+    if args.minutes_vae > 0 and (args.output / "raw").exists() and not has_vae:
+        parser.error(f"--minutes-vae: expected 0, since the vae that {args.output / 'raw'} was trained on is not there")
     if args.minutes_vae == 0 and args.minutes_unet > 0 and not has_vae:
         parser.error(f"--minutes-vae: expected more than 0, since there is no {args.output / 'vae'} yet")
     if args.minutes_vae == args.minutes_unet == 0 and not (args.output / "weights").exists():
