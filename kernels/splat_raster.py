@@ -43,8 +43,9 @@ def reference(
     """Renders N splats into C views of height x width pixels. Plain torch; any floating dtype.
 
     means (N, 3), quats (N, 4) w first and of any length, scales (N, 3) standard deviations, opacities (N,) in
-    [0, 1], colors (N, D) with D from 1 to 16; viewmats (C, 4, 4) world-to-camera (OpenCV axes), Ks (C, 3, 3) in
-    pixels, backgrounds (C, D) composited behind or None for black. Splats nearer than `near` are left out.
+    [0, 1], colors (N, D) or, one set a view, (C, N, D) with D from 1 to 16; viewmats (C, 4, 4) world-to-camera
+    (OpenCV axes), Ks (C, 3, 3) in pixels, backgrounds (C, D) composited behind or None for black. Splats nearer than
+    `near` are left out.
     Returns colors (C, height, width, D) and alphas (C, height, width, 1).
 
     Differentiable in the five tensors of the splats; cameras and backgrounds get no gradient. A splat with a
@@ -52,10 +53,11 @@ def reference(
     that don't agree and for cameras or backgrounds that require gradients.
     """
     _check(means, quats, scales, opacities, colors, viewmats, Ks, width, height, backgrounds, near, eps2d)
-    splats, images, alphas = (means, quats, scales, opacities, colors), [], []
-    finite = _finite(*splats)
+    images, alphas = [], []
     behind = [None] * len(Ks) if backgrounds is None else backgrounds
-    for viewmat, K, background in zip(viewmats, Ks, behind, strict=True):
+    for viewmat, K, background, own in zip(viewmats, Ks, behind, _per_view(colors, len(Ks)), strict=True):
+        splats = means, quats, scales, opacities, own
+        finite = _finite(*splats)
         camera = (viewmat, K, width, height, eps2d)
         with torch.no_grad():
             means2d, depths, conics, variances = project(means, quats, scales, *camera)
@@ -99,6 +101,11 @@ def project(
     return torch.stack([fx * x / z + cx, fy * y / z + cy], -1), z, conics, torch.stack([xx, yy], -1)
 
 
+def _per_view(colors: Tensor, views: int) -> Tensor:
+    """(C, N, D) colours of each view."""
+    return colors if colors.ndim == 3 else colors.expand(views, -1, -1)
+
+
 def _blend(means2d, conics, variances, opacities, colors, width, height) -> tuple[Tensor, Tensor]:
     """Image (height, width, D) on black and transmittance (height, width, 1) of splats sorted by depth."""
     reach = (2 * torch.log(opacities.detach() / ALPHA_MIN))[:, None].sqrt() * variances.detach().sqrt() + 1
@@ -137,11 +144,13 @@ def _finite(*tensors: Tensor) -> Tensor:
 def _check(means, quats, scales, opacities, colors, viewmats, Ks, width, height, backgrounds, near, eps2d):
     n, channels = means.shape[0] if means.ndim else 0, colors.shape[-1] if colors.ndim else 0
     if not 1 <= channels <= MAX_CHANNELS:
-        raise ValueError(f"colors: expected (N, D) with D from 1 to {MAX_CHANNELS}, got {tuple(colors.shape)}")
+        raise ValueError(
+            f"colors: expected (N, D) or (C, N, D) with D from 1 to {MAX_CHANNELS}, got {tuple(colors.shape)}"
+        )
     views = viewmats.shape[0] if viewmats.ndim else 0
     named = {
         "means": (means, (n, 3)), "quats": (quats, (n, 4)), "scales": (scales, (n, 3)),
-        "opacities": (opacities, (n,)), "colors": (colors, (n, channels)),
+        "opacities": (opacities, (n,)), "colors": (colors, (views, n, channels) if colors.ndim == 3 else (n, channels)),
         "viewmats": (viewmats, (views, 4, 4)), "Ks": (Ks, (views, 3, 3)),
     }  # fmt: skip
     if backgrounds is not None:
@@ -178,7 +187,8 @@ def _gsplat(
     import gsplat
 
     # gsplat culls a splat of opacity 0 before it rasterises, whatever its other values are.
-    opacities = torch.where(_finite(means, quats, scales, opacities, colors), opacities, 0)
+    finite = _finite(means, quats, scales, opacities, colors if colors.ndim == 2 else colors.movedim(0, 1))
+    opacities = torch.where(finite, opacities, 0)
     image, alphas, _ = gsplat.rasterization(
         means, quats, scales, opacities, colors, viewmats, Ks, width, height,
         near_plane=near, eps2d=eps2d, backgrounds=backgrounds,
@@ -234,7 +244,16 @@ class _Csrc(torch.autograd.Function):
 def _csrc(means, quats, scales, opacities, colors, viewmats, Ks, width, height, backgrounds=None, near=0.01, eps2d=0.3):
     arguments = (means, quats, scales, opacities, colors, viewmats, Ks, width, height, backgrounds, near, eps2d)
     _check(*arguments)
-    return _Csrc.apply(*arguments)
+    if colors.ndim == 2:
+        return _Csrc.apply(*arguments)
+    views = []
+    for view, own in enumerate(colors):
+        one = slice(view, view + 1)
+        behind = None if backgrounds is None else backgrounds[one]
+        splats = means, quats, scales, opacities, own
+        views.append(_Csrc.apply(*splats, viewmats[one], Ks[one], width, height, behind, near, eps2d))
+    images, alphas = zip(*views, strict=True)
+    return torch.cat(images), torch.cat(alphas)
 
 
 def _why_not_csrc(means, *args, **kwargs) -> list[str]:
@@ -281,6 +300,9 @@ def _examples(device: str) -> Iterator[tuple]:
         scene = _scene(device, n, channels, views)
         backgrounds = torch.linspace(0, 1, views * channels, device=device).view(views, channels)
         yield (*scene, _camera(device, views, width, height), width, height, backgrounds)
+    *splats, colors, viewmats = _scene(device, 40, 5, views=3)
+    own = torch.stack([colors, colors.flip(0), -colors])
+    yield (*splats, own, viewmats, _camera(device, 3, 29, 18), 29, 18)
 
 
 splat_raster = Op(

@@ -210,11 +210,13 @@ def _reconstructing(video: OrbitVideo, settings: Settings, record: Record) -> Ge
     folder, device = record.folder, record.device
 
     def shape() -> Generator[Event, None, Mesh]:
-        hull = visual_hull(foreground(video).to(device), video.orbit)
+        alpha = foreground(video)
+        masked = replace(video, alpha=alpha)
+        hull = visual_hull(alpha.to(device), video.orbit)
         surface = yield from extracting(
-            splats, video, hull, resolution=settings.mc_resolution, target_faces=settings.target_faces
+            splats, masked, hull, resolution=settings.mc_resolution, target_faces=settings.target_faces
         )
-        return (yield from baking(surface, video, resolution=settings.texture_resolution))
+        return (yield from baking(surface, masked, resolution=settings.texture_resolution))
 
     def save_shape(mesh: Mesh) -> Iterable[Path]:
         return [path for name in ("mesh.glb", "mesh.obj") for path in save_mesh(mesh, folder / name)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from analytic_scene import ASYMMETRIC, Box, Sphere, render
 
+from bench.ground_truth import compressed
 from sv3d_fast.camera import Orbit
 from sv3d_fast.scene.masks import doubts, foreground
 from sv3d_fast.scene.metrics import iou
@@ -112,3 +113,10 @@ def test_doubts_name_the_frames():
     alpha[2, 20:22, 20:22] = 1
     alpha[3, 20, :30] = 1
     assert [d.partition(":")[0] for d in doubts(alpha)] == ["frames [2]", "frames [3]"]
+
+
+def test_the_ringing_of_h264_stays_outside():
+    truth = render(ASYMMETRIC, ORBIT, 128)
+    alpha = foreground(compressed(truth))
+    assert alpha.sum() / truth.alpha.sum() == pytest.approx(1, abs=0.025)
+    assert ((alpha > 0.25) & (truth.alpha == 0)).sum() < 1000  # of 344,064 pixels

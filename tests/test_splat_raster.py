@@ -283,3 +283,30 @@ def test_gsplat_agrees_with_the_reference(case):
         (pair[0].square().sum() + pair[1].square().sum()).backward()
     for name, a, b in zip(NAMES, leaves, twins, strict=False):
         assert relative(a.grad, b.grad) <= 2e-3, name
+
+
+@pytest.mark.parametrize("implementation", ["csrc", "reference"])
+def test_colours_of_each_view_are_those_of_separate_calls(implementation):
+    *splats, colors, viewmats, Ks, width, height, backgrounds = scene(n=50, channels=4, views=3)
+    own = torch.stack([colors, 1 - colors, colors.flip(1)])
+    weights = torch.randn(3, height, width, 4, generator=torch.Generator().manual_seed(1))
+
+    def gradients(render):
+        leaves = [t.clone().requires_grad_() for t in (*splats, own)]
+        image, alpha = render(leaves)
+        return image, alpha, *torch.autograd.grad((image * weights).sum() + alpha.square().sum(), leaves)
+
+    def together(leaves):
+        return splat_raster(*leaves, viewmats, Ks, width, height, backgrounds, implementation=implementation)
+
+    def apart(leaves):
+        *shape, colors = leaves
+        views = [
+            splat_raster(*shape, colors[v], viewmats[v][None], Ks[v][None], width, height, backgrounds[v][None],
+                         implementation="reference")
+            for v in range(3)
+        ]  # fmt: skip
+        return tuple(map(torch.cat, zip(*views, strict=True)))
+
+    for a, b in zip(gradients(together), gradients(apart), strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm()

@@ -157,12 +157,14 @@ def test_specks_are_dropped_and_voids_filled():
     ball = (points - 20).norm(dim=-1) - 12
     void = 4 - (points - 20).norm(dim=-1)
     speck = (points - torch.tensor([4.0, 4, 4])).norm(dim=-1) - 2
-    solid = surface._solid(torch.minimum(torch.maximum(ball, void), speck) / 5)
-    assert torch.equal(solid < 0, ball < 0)
+    vertices, faces = surface.marching_cubes(torch.minimum(torch.maximum(ball, void), speck) / 5)
+    vertices, faces = surface._solid(vertices, faces)
+    assert ((vertices - 20).norm(dim=1) - 12).abs().max() < 0.1
+    assert assert_closed(Mesh(vertices, faces)).volume == pytest.approx(4 / 3 * math.pi * 12**3, rel=0.01)
 
 
 def test_an_object_that_fills_the_grid_is_closed_at_its_border():
-    field = surface._solid(torch.full((9, 9, 9), -1.0))
+    field = surface._bordered(torch.full((9, 9, 9), -1.0))
     vertices, faces = surface.marching_cubes(field)
     assert_closed(Mesh(vertices, faces))
 

@@ -182,10 +182,19 @@ def test_keeps_given_uvs_and_geometry_and_reports_progress(baked, waves_video):
     assert mesh.texture.dtype == torch.uint8
 
 
-def test_a_cube_projection_is_told(waves_video, monkeypatch):
-    monkeypatch.setattr(texture_module, "unwrap", lambda v, f: unwrap(v, f, time_limit=0))
-    events = list(baking(sphere_mesh(subdivisions=2), waves_video, resolution=64))
-    assert sum(isinstance(e, Warned) for e in events) == 1
+def test_xatlas_unwraps_if_it_is_given_the_time(waves_video, monkeypatch):
+    ball = sphere_mesh(subdivisions=2)
+    limits = []
+
+    def told(vertices, faces, *, time_limit):
+        limits.append(time_limit)
+        return unwrap(vertices, faces, time_limit=0)
+
+    monkeypatch.setattr(texture_module, "unwrap", told)
+    for xatlas, warnings in ((0.0, 0), (7.0, 1)):  # a projection is a disappointment only to who asked for xatlas
+        events = list(baking(ball, waves_video, resolution=64, xatlas=xatlas))
+        assert sum(isinstance(e, Warned) for e in events) == warnings
+    assert limits == [0.0, 7.0]
 
 
 def test_bad_bake_input_is_named(waves_video):

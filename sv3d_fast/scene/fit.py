@@ -21,6 +21,7 @@ from sv3d_fast.video import MIN_FRAMES, OrbitVideo
 
 from .hull import Hull, azimuth_scores, surface_points, visual_hull
 from .masks import doubts, foreground
+from .shape_terms import CHANNELS, bend, shape_channels, third_axes
 from .splats import Splats
 
 STAGE = "fit"
@@ -39,17 +40,20 @@ class FitConfig:
 
     size: int = 576  # pixels: larger frames are averaged down to this
     count: int = 50_000
-    steps: int = 2000
+    steps: int = 500
     views_per_step: int = 4
-    lr_means: float = 0.2
+    lr_means: float = 0.6
     lr_quats: float = 2e-2
     lr_scales: float = 2e-2
     lr_opacities: float = 1e-1
     lr_colors: float = 1e-2
+    lr_gains: float = 2e-3  # of each view's own gain in each channel, which takes up changes of exposure
     decay: float = 0.1
+    coarse: float = 0.5  # part of the steps that see the frames at half their size
     dssim: float = 0.2  # weight of D-SSIM; L1 has the rest
     mask: float = 0.5  # weight of the L1 loss on alpha
     flatness: float = 0.1  # weight of the smallest axis over the spacing
+    bend: float = 0.05  # weight of how splats bend away from the depth map they make
     opacity: float = 1e-4  # weight of the mean opacity
     back_view: float = 0.5  # weight of the view opposite the input, whose own is 1
     initial_opacity: float = 0.8
@@ -66,7 +70,7 @@ class FitConfig:
         if device.type != "cpu":
             return cls(size=size)
         size = min(size, 256)
-        return cls(size=size, count=min(max(size * size // 4, 500), 8000), steps=600, views_per_step=1)
+        return cls(size=size, count=min(max(size * size // 4, 500), 8000), steps=800, views_per_step=1)
 
 
 def fitting(
@@ -109,29 +113,36 @@ def fitting(
         )
     hull = visual_hull(alpha, video.orbit, tolerance=len(video.orbit) // 12, dilation=0)
     images, alpha = _resized(video.colors().to(device), size), _resized(alpha[..., None], size)
+    half = max(size // 2, 1)
+    levels = [  # frames, masks and intrinsics: first small, then whole
+        (_resized(images, side), _resized(alpha, side), video.orbit.intrinsics(side).to(device))
+        for side in (half, size)
+    ]
 
     splats, spacing = initial_splats(hull, images, alpha[..., 0], video.orbit, generator, config)
     parameters = {name: value.requires_grad_() for name, value in vars(splats).items()}
-    optimizer, rates = _optimizer(parameters, spacing, config)
+    gains = torch.zeros(len(video.orbit), 3, device=device, requires_grad=True)
+    optimizer, rates = _optimizer(parameters | {"gains": gains}, spacing, config)
     weights = _view_weights(video.orbit, config.back_view).to(device)
-    queue = torch.empty(0, dtype=torch.long)
+    viewmats = video.orbit.world_to_camera().to(device)
+    order = _order(steps, min(config.views_per_step, len(video.orbit)), len(video.orbit), generator).to(device)
+    backgrounds = torch.rand(*order.shape, 3, generator=generator).to(device)
     figures: dict[str, float] = {}
     for step in range(steps):
-        if len(queue) < min(config.views_per_step, len(video.orbit)):
-            queue = torch.randperm(len(video.orbit), generator=generator)
-        views, queue = queue[: config.views_per_step], queue[config.views_per_step :]
-        backgrounds = torch.rand(len(views), 3, generator=generator).to(device)
-        chosen = views.to(device)
-        target = images[chosen] + (1 - alpha[chosen]) * (backgrounds[:, None, None] - 1)  # the frames are on white
+        views, behind = order[step], backgrounds[step]
+        frames, masks, Ks = (level[views] for level in levels[step >= config.coarse * steps])
+        target = frames + (1 - masks) * (behind[:, None, None] - 1)  # the frames are on white
         target = target.clamp(0, 1)
 
-        rgb, coverage = render(splats, video.orbit.select(views), size, backgrounds)
+        rgb, coverage, bent = _rendered(splats, viewmats[views], Ks, video.orbit, frames.shape[1], behind)
+        own = (gains - gains.mean(0))[views, None, None]
+        rgb = rgb + own * (rgb - (1 - coverage[..., None]) * behind[:, None, None])  # the background has no gain
         error = (rgb - target).abs().mean((1, 2, 3))
         structure = 1 - ssim(rgb, target)
-        silhouette = (coverage - alpha[chosen, ..., 0]).abs().mean((1, 2))
+        silhouette = (coverage - masks[..., 0]).abs().mean((1, 2))
         per_view = (1 - config.dssim) * error + config.dssim * structure + config.mask * silhouette
-        loss = (weights[chosen] * per_view).sum() / weights[chosen].sum()
-        thin = splats.log_scales.amin(-1).exp().mean() / spacing
+        loss = (weights[views] * (per_view + config.bend * bent)).sum() / weights[views].sum()
+        thin = splats.log_scales[:, 2].exp().mean() / spacing
         total = loss + config.flatness * thin + config.opacity * splats.opacities.mean()
         optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -168,6 +179,17 @@ def render(
     return rgb, alpha[..., 0]
 
 
+def _rendered(splats: Splats, viewmats, Ks, orbit: Orbit, size: int, backgrounds: torch.Tensor):
+    """Images (V, size, size, 3) and alpha (V, size, size) of views (V, 4, 4), and the bend (V,) of their surface."""
+    shape = shape_channels(splats.means, third_axes(splats.quats), viewmats, orbit.radius)
+    channels = torch.cat([splats.colors.expand(len(viewmats), -1, -1), shape], -1)
+    image, alpha = splat_raster(
+        splats.means, splats.quats, splats.scales, splats.opacities, channels, viewmats, Ks, size, size,
+        F.pad(backgrounds, (0, CHANNELS)), NEAR, EPS2D,
+    )  # fmt: skip
+    return image[..., :3], alpha[..., 0], bend(image[..., 3:], orbit.focal(size), orbit.radius)
+
+
 def initial_splats(
     hull: Hull,
     images: torch.Tensor,
@@ -184,7 +206,7 @@ def initial_splats(
     points, normals = surface_points(hull, count, generator)
     if count > 1:  # what one splat has to cover: the distance to its neighbours, three of them on average
         cloud = points.double().cpu().numpy()
-        distances, _ = cKDTree(cloud).query(cloud, k=min(4, count))
+        distances, _ = cKDTree(cloud).query(cloud, k=min(4, count), workers=-1)
         gaps = torch.from_numpy(distances[:, 1:]).float().mean(-1)
     else:
         gaps = torch.full((1,), hull.voxel)
@@ -235,9 +257,17 @@ def _optimizer(parameters, spacing: float, config: FitConfig):
         "log_scales": (config.lr_scales, config.decay),
         "logit_opacities": (config.lr_opacities, config.decay),
         "colors": (config.lr_colors, config.decay),
+        "gains": (config.lr_gains, config.decay),
     }
     groups = [{"params": [parameters[name]], "lr": rate} for name, (rate, _) in rates.items()]
     return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True), list(rates.values())
+
+
+def _order(steps: int, at_once: int, views: int, generator: torch.Generator) -> torch.Tensor:
+    """(steps, at_once) which views each step shows: all of them once, in random order, before any comes again."""
+    rounds = -(-steps // (views // at_once))
+    turns = [torch.randperm(views, generator=generator)[: views // at_once * at_once] for _ in range(rounds)]
+    return torch.cat(turns).view(-1, at_once)[:steps]
 
 
 def _view_weights(orbit: Orbit, back_view: float) -> torch.Tensor:

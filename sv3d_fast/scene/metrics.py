@@ -12,8 +12,12 @@ from scipy.spatial import cKDTree
 from sv3d_fast.camera import Orbit
 from sv3d_fast.kernels.mesh_raster import mesh_raster
 
+from .flip import flip
 from .mesh import Mesh
 
+__all__ = [
+    "chamfer", "compare", "f_score", "flip", "iou", "normal_consistency", "psnr", "sample_surface", "visible_points",
+]  # fmt: skip
 THRESHOLDS = (0.01, 0.02, 0.05)  # F-scores that `compare` reports
 
 
@@ -42,8 +46,7 @@ def iou(mask: torch.Tensor, truth: torch.Tensor) -> float:
 
 def chamfer(points: torch.Tensor, truth: torch.Tensor) -> float:
     """Chamfer distance of point sets (N, 3), (M, 3): the mean of both one-way mean distances, not squared."""
-    there, back = _nearest(points, truth)[0], _nearest(truth, points)[0]
-    return float(there.mean() + back.mean()) / 2
+    return _chamfer(_nearest(points, truth)[0], _nearest(truth, points)[0])
 
 
 def f_score(points: torch.Tensor, truth: torch.Tensor, threshold: float) -> float:
@@ -51,9 +54,7 @@ def f_score(points: torch.Tensor, truth: torch.Tensor, threshold: float) -> floa
 
     Knapitsch et al., "Tanks and Temples", 2017.
     """
-    precision = float((_nearest(points, truth)[0] <= threshold).mean())
-    recall = float((_nearest(truth, points)[0] <= threshold).mean())
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return _f_score(_nearest(points, truth)[0], _nearest(truth, points)[0], threshold)
 
 
 def normal_consistency(
@@ -63,12 +64,8 @@ def normal_consistency(
 
     Mescheder et al., "Occupancy Networks", 2019.
     """
-
-    def one_way(a, normals_a, b, normals_b):
-        index = torch.from_numpy(_nearest(a, b)[1])
-        return float((normals_a.cpu() * normals_b.cpu()[index]).sum(-1).abs().mean())
-
-    return (one_way(points, normals, truth, true_normals) + one_way(truth, true_normals, points, normals)) / 2
+    there, back = _nearest(points, truth)[1], _nearest(truth, points)[1]
+    return (_aligned(normals, true_normals, there) + _aligned(true_normals, normals, back)) / 2
 
 
 def sample_surface(
@@ -131,10 +128,26 @@ def compare(
             points, normals = points[seen], normals[seen]
         sets.append((points / diagonal, normals))
     (points, normals), (true_points, true_normals) = sets
-    figures = {"chamfer": chamfer(points, true_points)}
-    figures |= {f"f_score@{t}": f_score(points, true_points, t) for t in THRESHOLDS}
-    figures["normal_consistency"] = normal_consistency(points, normals, true_points, true_normals)
+    (there, index), (back, index_back) = _nearest(points, true_points), _nearest(true_points, points)
+    figures = {"chamfer": _chamfer(there, back)}
+    figures |= {f"f_score@{t}": _f_score(there, back, t) for t in THRESHOLDS}
+    alike = _aligned(normals, true_normals, index), _aligned(true_normals, normals, index_back)
+    figures["normal_consistency"] = sum(alike) / 2
     return figures
+
+
+def _chamfer(there: np.ndarray, back: np.ndarray) -> float:
+    return float(there.mean() + back.mean()) / 2
+
+
+def _f_score(there: np.ndarray, back: np.ndarray, threshold: float) -> float:
+    precision, recall = float((there <= threshold).mean()), float((back <= threshold).mean())
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _aligned(normals: torch.Tensor, others: torch.Tensor, index: np.ndarray) -> float:
+    """Mean |cosine| of normals with those of the points that `index` pairs them with."""
+    return float((normals.cpu() * others.cpu()[torch.from_numpy(index)]).sum(-1).abs().mean())
 
 
 def _nearest(points: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -142,4 +155,5 @@ def _nearest(points: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, n
     for name, value in (("points", points), ("targets", targets)):
         if value.ndim != 2 or value.shape[1] != 3 or len(value) == 0:
             raise ValueError(f"{name}: expected at least one point, (N, 3), got {tuple(value.shape)}")
-    return cKDTree(targets.detach().cpu().double().numpy()).query(points.detach().cpu().double().numpy())
+    tree = cKDTree(targets.detach().cpu().double().numpy())
+    return tree.query(points.detach().cpu().double().numpy(), workers=-1)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import trimesh
-from scipy import ndimage
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from sv3d_fast.camera import Orbit
 from sv3d_fast.events import Progress, Warned, finish
@@ -22,12 +23,13 @@ from sv3d_fast.kernels.splat_raster import splat_raster
 from sv3d_fast.kernels.tsdf import tsdf_fuse
 from sv3d_fast.scene.hull import Hull
 from sv3d_fast.scene.mesh import Mesh
+from sv3d_fast.scene.silhouettes import snapped
 from sv3d_fast.scene.splats import Splats
 from sv3d_fast.video import OrbitVideo
 
 STAGE = "surface"
 RINGS = ((-75.0, 4), (-35.0, 8), (35.0, 8), (75.0, 4))  # elevation in degrees and number of the virtual cameras
-TRUNCATION = 4.0  # voxels (2DGS takes 5, PGSR 4)
+TRUNCATION = 3.0  # voxels (2DGS takes 5, PGSR 4): thin parts have two sides
 OPAQUE, CLEAR = 0.5, 0.05  # alpha from which a pixel shows a surface, and below which the orbit's cameras see through
 CLEAR_WEIGHT = 0.1  # of a pixel that shows nothing; more would eat into silhouettes, which pixels cross
 UNSURE = 0.1  # weight at which the hull has as much say as the depth maps
@@ -49,7 +51,8 @@ def extracting(
 ) -> Generator[Progress | Warned, None, Mesh]:
     """Yields a Progress per depth map and step; returns a watertight Mesh, consistently wound, on the splats' device.
 
-    video: gives the cameras and the size of the depth maps. resolution: voxels along each side of the cube around
+    video: gives the cameras, the size of the depth maps and, where it has them, the masks whose outlines the mesh is
+    moved onto. resolution: voxels along each side of the cube around
     the hull. target_faces: what the surface is decimated to; a Warned tells where the result had to keep more, since
     fewer faces would have left it open.
     Raises ValueError for a resolution below 8, fewer than 4 faces, no splats or an empty hull.
@@ -87,7 +90,7 @@ def extracting(
         field = _completed(tsdf, weight, hull, half_extent)
         yield Progress(STAGE, steps - 2, steps)
 
-        vertices, faces = marching_cubes(_solid(_smoothed(field)))
+        vertices, faces = _solid(*marching_cubes(_bordered(_smoothed(field))))
         if len(faces) == 0:
             raise ValueError("splats: expected a surface inside the hull, got an empty volume")
         vertices = (vertices + 0.5) * voxel - half_extent
@@ -97,6 +100,8 @@ def extracting(
         if mesh is None:
             yield Warned(STAGE, f"decimation to {target_faces} faces left the surface open; all {count} faces are kept")
             mesh = Mesh(vertices, faces)
+        if video.alpha is not None:
+            mesh = snapped(mesh, video.alpha, video.orbit)
         yield Progress(STAGE, steps, steps, {"faces": float(len(mesh.faces))})
         return mesh
 
@@ -174,12 +179,19 @@ def _depth_map(planes: _Planes, view, outward: torch.Tensor | None, tolerance: f
     middle = origin.norm()
     z = means @ viewmat[2, :3, None] + viewmat[2, 3] - middle  # small numbers, whose squares stay exact
     front = torch.ones_like(z) if outward is None else (4 * (outward * toward).sum(1, keepdim=True)).clamp(-1, 1)
-    channels = torch.cat([normals, distances, z, z.square(), front], 1)
-    image, alpha = splat_raster(
-        means, planes.quats, planes.scales, planes.opacities, channels, viewmat[None], K[None], size, size
+    first, alpha = splat_raster(
+        means, planes.quats, planes.scales, planes.opacities, z, viewmat[None], K[None], size, size
     )
     alpha = alpha[0, ..., 0]
-    normal, distance, mean, square, front = (image[0] / alpha[..., None].clamp(min=1e-6)).split([3, 1, 1, 1, 1], -1)
+    frontmost = first[0, ..., 0] / alpha.clamp(min=1e-6)
+    column, row = _pixels(means, viewmat, K, size)
+    visible = (z < frontmost[row, column, None] + tolerance).to(z)
+    channels = torch.cat([normals, distances, z, z.square(), front, torch.ones_like(z)], 1) * visible
+    image, _ = splat_raster(
+        means, planes.quats, planes.scales, planes.opacities, channels, viewmat[None], K[None], size, size
+    )
+    image, shown = image[0].split([7, 1], -1)
+    normal, distance, mean, square, front = (image / shown.clamp(min=1e-6)).split([3, 1, 1, 1, 1], -1)
 
     pixel = torch.arange(size, device=alpha.device) + 0.5
     v, u = torch.meshgrid(pixel, pixel, indexing="ij")
@@ -195,6 +207,13 @@ def _depth_map(planes: _Planes, view, outward: torch.Tensor | None, tolerance: f
     if outward is None:
         weight = torch.where(alpha < CLEAR, CLEAR_WEIGHT, weight)
     return torch.where(alpha < CLEAR, torch.inf, depth), weight
+
+
+def _pixels(means: torch.Tensor, viewmat: torch.Tensor, K: torch.Tensor, size: int):
+    """Columns (N,) and rows (N,) of the pixels that points (N, 3) project to, or the nearest ones."""
+    camera = means @ viewmat[:3, :3].T + viewmat[:3, 3]
+    column, row = (K[:2, :2] @ camera[:, :2].T / camera[:, 2] + K[:2, 2:]).floor().long().clamp(0, size - 1)
+    return column, row
 
 
 def _cosine(depth: torch.Tensor, focal: torch.Tensor) -> torch.Tensor:
@@ -255,20 +274,33 @@ def _smoothed(field: torch.Tensor) -> torch.Tensor:
     return field
 
 
-def _solid(field: torch.Tensor) -> torch.Tensor:
-    """The field without specks and without voids that nothing connects to the outside, and with its border outside."""
-    field = field.clone()
+def _bordered(field: torch.Tensor) -> torch.Tensor:
+    """The field with its border outside, so that the surface closes."""
     for axis in range(3):
         for end in (0, len(field) - 1):
             field.select(axis, end).clamp_(min=0.5)
-    inside = (field < 0).cpu().numpy()
-    labels, count = ndimage.label(inside)  # along grid edges, as marching cubes connects inside corners
-    volumes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    kept = np.isin(labels, 1 + np.flatnonzero(volumes >= SMALLEST * volumes.max(initial=1)))
-    empty, _ = ndimage.label(~kept, ndimage.generate_binary_structure(3, 2))
-    solid = torch.from_numpy(empty != empty[0, 0, 0]).to(field.device)
-    size = field.abs().clamp(min=1e-3)
-    return torch.where(solid, -size, size)
+    return field
+
+
+def _solid(vertices: torch.Tensor, faces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The surface without specks and without voids: components of too small, or negative, volume are dropped."""
+    if len(faces) == 0:
+        return vertices, faces
+    points, triangles = vertices.cpu().numpy(), faces.cpu().numpy()
+    start, end = triangles[:, [0, 1]].T
+    start, end = np.concatenate([start, end]), np.concatenate([end, triangles[:, 2]])
+    graph = sparse.coo_array((np.ones(len(start), np.int8), (start, end)), shape=(len(points),) * 2)
+    count, label = csgraph.connected_components(graph, directed=False)
+    if count == 1:
+        return vertices, faces
+    a, b, c = (points[triangles[:, k]].astype(np.float64) for k in range(3))
+    volumes = np.bincount(label[triangles[:, 0]], (a * np.cross(b, c)).sum(1) / 6, count)
+    kept = volumes >= SMALLEST * volumes.max()
+    keep = kept[label]
+    index = np.cumsum(keep) - 1
+    triangles = index[triangles[keep[triangles[:, 0]]]].astype(np.int32)
+    device = vertices.device
+    return torch.from_numpy(points[keep]).to(device), torch.from_numpy(triangles).to(device)
 
 
 def _decimated(vertices: torch.Tensor, faces: torch.Tensor, target_faces: int) -> Mesh | None:

@@ -18,8 +18,9 @@ from sv3d_fast.events import Progress, Warned, finish
 from sv3d_fast.kernels.mesh_raster import mesh_raster
 from sv3d_fast.scene.masks import foreground
 from sv3d_fast.scene.mesh import Mesh
+from sv3d_fast.scene.silhouettes import vertex_normals
 from sv3d_fast.scene.splats import Splats
-from sv3d_fast.scene.unwrap import covered, unwrap
+from sv3d_fast.scene.unwrap import unwrap
 from sv3d_fast.video import OrbitVideo
 
 STAGE = "texture"
@@ -28,34 +29,38 @@ SLANT_POWER = 6  # weight = cosine to this power, so that the best views dominat
 INPUT_WEIGHT = 8.0  # of the last frame, the input view: the one that is a photograph, not a prediction
 SURE = 0.25  # cosine of the best view from which a texel's projected colour stands alone
 DISAGREEMENT = 0.12  # colour distance from the best views at which a view's weight falls to 1/e
-BORDER, FEATHER = 1.0, 2.0  # pixels next to an outline that are not used, and over which the weight then rises
+GAIN_TEXELS, GAIN_ROUNDS, GAIN_MOST = 1 << 14, 8, 1.25  # of the views' exposures: sample, alternations, bound
+FEATHER = 2  # pixels over which the weight rises, after the one next to an outline, which is not used
 JUMP, DEPTH_TOLERANCE = 8.0, 3.0  # pixel footprints: a depth step that is an outline; how exactly a texel must be hit
 NEIGHBOURS, FAINT = 8, 0.1  # splats that an unseen vertex's colour is blended from, and the opacity they need
 PRIOR = 1e-6  # pull of the mean colour on unseen vertices, for parts of a mesh that no view sees at all
 
 
-def bake(mesh: Mesh, video: OrbitVideo, *, resolution: int = 1024, splats: Splats | None = None) -> Mesh:
+def bake(
+    mesh: Mesh, video: OrbitVideo, *, resolution: int = 1024, splats: Splats | None = None, xatlas: float = 0.0
+) -> Mesh:
     """The whole of `baking` at once."""
-    return finish(baking(mesh, video, resolution=resolution, splats=splats))
+    return finish(baking(mesh, video, resolution=resolution, splats=splats, xatlas=xatlas))
 
 
 def baking(
-    mesh: Mesh, video: OrbitVideo, *, resolution: int = 1024, splats: Splats | None = None
+    mesh: Mesh, video: OrbitVideo, *, resolution: int = 1024, splats: Splats | None = None, xatlas: float = 0.0
 ) -> Generator[Progress | Warned, None, Mesh]:
     """Yields a Progress per step; returns the mesh with uvs and a texture (resolution, resolution, 3) uint8.
 
-    A mesh that has uvs keeps them; another is unwrapped, and a Warned tells if only by projection. Texels that no
-    view sees take the colour of the nearest `splats` if given, else one interpolated along the surface.
-    Runs on the mesh's device. Raises ValueError for a resolution outside 16 to 8192, a mesh without faces, frames
-    without an object and, without splats, for a mesh that no view sees.
+    A mesh that has uvs keeps them; another is unwrapped by projection onto a cube, which renders as well as xatlas's
+    larger charts and takes a fraction of the time, or by xatlas if it ends within `xatlas` seconds; a Warned tells if
+    it doesn't. Texels that no view sees take the colour of the nearest `splats` if given, else one interpolated along
+    the surface. Runs on the mesh's device. Raises ValueError for a resolution outside 16 to 8192, a mesh without
+    faces, frames without an object and, without splats, for a mesh that no view sees.
     """
     if not 16 <= resolution <= 8192:
         raise ValueError(f"resolution: expected 16 to 8192 texels, got {resolution}")
     if len(mesh.faces) == 0:
         raise ValueError("mesh: expected at least one face, got none")
     if mesh.uvs is None:
-        layout = unwrap(mesh.vertices.cpu(), mesh.faces.cpu())
-        if layout.method != "xatlas":
+        layout = unwrap(mesh.vertices.cpu(), mesh.faces.cpu(), time_limit=xatlas)
+        if xatlas > 0 and layout.method != "xatlas":
             yield Warned(STAGE, f"unwrapped by cube projection: {layout.why}")
         mesh = replace(mesh, uvs=torch.from_numpy(layout.uvs).to(mesh.vertices.device))
     texels = _Texels.of(mesh, resolution)
@@ -64,6 +69,7 @@ def baking(
     yield Progress(STAGE, 1, steps)
 
     views = _views(mesh, video)
+    views[:, :3] *= _gains(texels, views, video)[..., None, None]
     colors, certainty = [], []
     for step, (position, normal) in enumerate(
         zip(texels.positions.split(CHUNK), texels.normals.split(CHUNK), strict=True), 2
@@ -98,26 +104,21 @@ class _Texels:
     @classmethod
     def of(cls, mesh: Mesh, resolution: int) -> "_Texels":
         assert mesh.uvs is not None
-        texel, face, barycentrics = covered(mesh.uvs.cpu().numpy(), resolution)
-        if len(texel) == 0:
-            raise ValueError(f"resolution: expected texels inside the mesh's faces, got none at {resolution}")
-        texel, first = np.unique(texel, return_index=True)
         device = mesh.vertices.device
-        index, weight = torch.from_numpy(texel).to(device), torch.from_numpy(barycentrics[first]).to(device)
-        corners = mesh.faces.long()[torch.from_numpy(face[first]).to(device)]
+        u, v = mesh.uvs.reshape(-1, 2).unbind(1)
+        layout = torch.stack([u * resolution, (1 - v) * resolution, torch.ones_like(u)], 1)  # one unit before a camera
+        corners = torch.arange(len(layout), dtype=torch.int32, device=device).view(-1, 3)
+        eye = torch.eye(4, device=device)[None]
+        ids, weights, _ = mesh_raster(layout, corners, eye, eye[:, :3, :3].contiguous(), resolution, resolution)
+        index = (ids.flatten() >= 0).nonzero()[:, 0]
+        if len(index) == 0:
+            raise ValueError(f"resolution: expected texels inside the mesh's faces, got none at {resolution}")
+        first, second = weights.reshape(-1, 2)[index].unbind(1)
+        weight = torch.stack([first, second, 1 - first - second], 1)
+        corners = mesh.faces.long()[ids.flatten()[index].long()]
         positions = (mesh.vertices[corners] * weight[..., None]).sum(1)
-        normals = F.normalize((_vertex_normals(mesh)[corners] * weight[..., None]).sum(1), dim=1)
+        normals = F.normalize((vertex_normals(mesh)[corners] * weight[..., None]).sum(1), dim=1)
         return cls(index, corners, weight, positions, normals)
-
-
-def _vertex_normals(mesh: Mesh) -> torch.Tensor:
-    """(V, 3) unit normals, the mean of the faces around weighted by area."""
-    corners = mesh.vertices[mesh.faces.long()]
-    normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    total = torch.zeros_like(mesh.vertices)
-    for corner in range(3):
-        total.index_add_(0, mesh.faces[:, corner].long(), normals)
-    return F.normalize(total, dim=1)
 
 
 def _views(mesh: Mesh, video: OrbitVideo) -> torch.Tensor:
@@ -128,9 +129,10 @@ def _views(mesh: Mesh, video: OrbitVideo) -> torch.Tensor:
     depth = depth.nan_to_num(posinf=1e3)[:, None]
     far, near = F.max_pool2d(depth, 3, 1, 1), -F.max_pool2d(-depth, 3, 1, 1)
     whole = (far - near < JUMP * _footprint(video)) & (foreground(video).to(device)[:, None] > 0.9)
-    inner = np.stack([ndimage.distance_transform_edt(np.pad(m, 1))[1:-1, 1:-1] for m in whole[:, 0].cpu().numpy()])
-    distance = torch.from_numpy(inner.astype(np.float32)).to(device)[:, None]
-    trust = ((distance - BORDER) / FEATHER).clamp(0, 1)
+    outside, trust = F.pad(~whole, (1,) * 4, value=True).float(), torch.zeros_like(depth)
+    for _ in range(FEATHER):
+        outside = F.max_pool2d(outside, 3, 1, 1)
+        trust += (1 - outside[..., 1:-1, 1:-1]) / FEATHER
     return torch.cat([video.colors().to(device).permute(0, 3, 1, 2), depth, trust], 1)
 
 
@@ -139,8 +141,8 @@ def _footprint(video: OrbitVideo) -> float:
     return video.orbit.radius / video.orbit.focal(video.size)
 
 
-def _projected(position, normal, views, video: OrbitVideo) -> tuple[torch.Tensor, torch.Tensor]:
-    """Colours (P, 3) from the views, and certainty (P,): 0 where no view sees a texel, 1 where one sees it well."""
+def _seen(position, normal, views, video: OrbitVideo) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of texels (P, 3) in each view: colours (T, 3, P), cosines (T, P) of the slant, and trust (T, P), 0 to 1."""
     pose = video.orbit.world_to_camera().to(position)
     focal = video.orbit.focal(video.size)
     camera = position @ pose[:, :3, :3].mT + pose[:, None, :3, 3]  # (T, P, 3)
@@ -151,7 +153,30 @@ def _projected(position, normal, views, video: OrbitVideo) -> tuple[torch.Tensor
     toward = video.orbit.camera_to_world().to(position)[:, None, :3, 3] - position
     cosine = (torch.einsum("tpc,pc->tp", toward, normal) * toward.square().sum(-1).rsqrt()).clamp(min=0)
     hit = (z - depth).abs() < DEPTH_TOLERANCE * _footprint(video)
-    trust = trust * hit
+    return color, cosine, trust * hit
+
+
+def _gains(texels: "_Texels", views: torch.Tensor, video: OrbitVideo) -> torch.Tensor:
+    """(T, 3) what each view's colours are multiplied by to agree best with what all views show, 1 on average.
+
+    Alternates between the texels' mean colours and least squares for the gains, on a part of the texels.
+    """
+    part = slice(None, None, max(1, len(texels.index) // GAIN_TEXELS))
+    color, cosine, trust = _seen(texels.positions[part], texels.normals[part], views, video)
+    weight = (cosine * trust)[:, None]
+    energy = (weight * color.square()).sum(2)
+    known = energy > 1e-3 * energy.amax()
+    gains = torch.ones_like(energy)
+    for _ in range(GAIN_ROUNDS):
+        mean = (weight * color * gains[..., None]).sum(0) / weight.sum(0).clamp(min=1e-6)
+        gains = torch.where(known, (weight * color * mean).sum(2) / energy.clamp(min=1e-12), 1)
+        gains = gains / gains.mean(0)
+    return gains.clamp(1 / GAIN_MOST, GAIN_MOST)
+
+
+def _projected(position, normal, views, video: OrbitVideo) -> tuple[torch.Tensor, torch.Tensor]:
+    """Colours (P, 3) from the views, and certainty (P,): 0 where no view sees a texel, 1 where one sees it well."""
+    color, cosine, trust = _seen(position, normal, views, video)
     weight = cosine**SLANT_POWER * trust + 1e-20
     weight[-1] *= INPUT_WEIGHT
     best = (color * weight[:, None].square()).sum(0) / weight[:, None].square().sum(0).clamp(min=1e-38)

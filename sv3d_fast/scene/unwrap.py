@@ -15,6 +15,7 @@ import numpy as np
 PADDING = 4  # texels between charts, on each side, in an atlas of ATLAS texels
 ATLAS = 1024
 SAMPLES = 1 << 24  # pixels of bounding boxes looked at at a time, to bound memory
+OVERLAPS = 512  # texels of the raster in which faces that overlap are found
 LAYERS = 8  # cube projection: how often faces that lie over others are moved to charts of their own
 DIRECTIONS = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]], np.float32)
 
@@ -202,10 +203,10 @@ def _shelves(boxes: np.ndarray) -> np.ndarray | None:
 
 def _beaten(uvs: np.ndarray) -> np.ndarray:
     """(F,) whether a face loses a texel to a face of lower index: what is left overlaps nowhere."""
-    texel, face, weights = covered(uvs, ATLAS)
+    texel, face, weights = covered(uvs, OVERLAPS)
     inside = (weights > 1e-4).all(1)
     texel, face = texel[inside], face[inside]
-    first = np.full(ATLAS * ATLAS, len(uvs))
+    first = np.full(OVERLAPS * OVERLAPS, len(uvs))
     np.minimum.at(first, texel, face)
     beaten = np.zeros(len(uvs), bool)
     beaten[face[first[texel] < face]] = True
