@@ -1,4 +1,4 @@
-"""The command line: run, orbit, reconstruct, info. Every user error is one line and exit status 2."""
+"""The command line: run, orbit, reconstruct, batch, info. Every user error is one line and exit status 2."""
 
 import argparse
 import os
@@ -12,6 +12,7 @@ from typing import Any
 from . import __version__
 from .settings import EMBEDDED, Settings
 
+SOME_FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
 NOBODY_READS = 128 + 13  # what shells give a process that SIGPIPE ended
@@ -124,15 +125,30 @@ def _parser() -> argparse.ArgumentParser:
     _reconstruction(reconstruct)
     reconstruct.set_defaults(command=_reconstruct)
 
+    batch = commands.add_parser("batch", help="a folder of photos, or a CSV list of them, each as run does it")
+    batch.add_argument(
+        "source", metavar="FOLDER|LIST.csv", type=Path, help="a list has a column picture; more: settings"
+    )
+    batch.add_argument("-o", "--output-dir", type=Path, required=True, help="a folder in it for every photo")
+    batch.add_argument("--retry-failed", action="store_true", help="try again what failed earlier")
+    _shared(batch)
+    _generation(batch)
+    _reconstruction(batch)
+    batch.set_defaults(command=_batch)
+
     info = commands.add_parser("info", help="versions, devices, and which implementation of each op can run and why")
     info.set_defaults(command=_info)
     return parser
 
 
 def _output(parser: argparse.ArgumentParser) -> None:
-    default = Settings()
     parser.add_argument("-o", "--output-dir", type=Path, required=True, help="folder of everything that is written")
     parser.add_argument("--overwrite", action="store_true", help="start anew where the folder holds an earlier run")
+    _shared(parser)
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    default = Settings()
     parser.add_argument("--device", default=default.device, help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -204,6 +220,21 @@ def _reconstruct(args: argparse.Namespace) -> int:
     result = watch(running, quiet=args.quiet, interrupts=args.interrupts)
     _say(args, f"{result.folder / 'mesh.glb'}: {len(result.mesh.faces)} faces; open {result.folder / 'report.html'}")
     return 0
+
+
+def _batch(args: argparse.Namespace) -> int:
+    settings = _settings(args)
+    from .batch import batching
+    from .progress import watch
+
+    summary = watch(
+        batching(args.source, args.output_dir, settings, retry_failed=args.retry_failed),
+        quiet=args.quiet,
+        interrupts=args.interrupts,
+    )
+    done = len(summary.rows) - summary.failed
+    _say(args, f"{done} of {len(summary.rows)} pictures; open {summary.folder / 'index.html'}")
+    return SOME_FAILED if summary.failed else 0
 
 
 def _info(args: argparse.Namespace) -> int:

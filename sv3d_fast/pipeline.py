@@ -116,7 +116,7 @@ def running(
     Raises ValueError for what the user can mend: the picture, the settings, the weights, the folder.
     """
     video, record = yield from orbiting(photo, output, settings, overwrite=overwrite, model=model)
-    return (yield from _reconstructing(video, settings, record))
+    return (yield from reconstructing_orbit(video, settings, record))
 
 
 def run(photo: str | Path, output: str | Path, *, overwrite: bool = False, **settings) -> Result:
@@ -203,10 +203,11 @@ def reconstructing(
             video = replace(video, orbit=replace(video.orbit, elevations=torch.full((len(video.orbit),), estimate)))
             taken = f"the silhouettes say {estimate:.1f} degrees"
         yield record.warn("orbit", f"no elevation was given; {taken}")
-    return (yield from _reconstructing(video, settings, record))
+    return (yield from reconstructing_orbit(video, settings, record))
 
 
-def _reconstructing(video: OrbitVideo, settings: Settings, record: Record) -> Generator[Event, None, Result]:
+def reconstructing_orbit(video: OrbitVideo, settings: Settings, record: Record) -> Generator[Event, None, Result]:
+    """The second half of `running`: an orbit and its record to splats, mesh and report."""
     folder, device = record.folder, record.device
 
     def shape() -> Generator[Event, None, Mesh]:

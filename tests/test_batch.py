@@ -1,0 +1,167 @@
+"""A batch: pictures fail alone, finished ones stay finished, and a record cut short anywhere is gone on from."""
+
+import functools
+import json
+
+import pytest
+from test_pipeline import SMALL, blob
+
+from sv3d_fast import batch, pipeline
+from sv3d_fast.batch import DONE, FAILED, PAGE, RESULTS, batching, read_results
+from sv3d_fast.cli import main
+from sv3d_fast.events import Progress, StageResumed, Warned, finish
+from sv3d_fast.preview import write_preview
+from sv3d_fast.scene.fit import FitConfig
+from sv3d_fast.settings import Settings
+
+SETTINGS = Settings(**SMALL)
+
+
+@pytest.fixture(autouse=True)
+def _quick_fit(monkeypatch):
+    small = FitConfig(size=32, count=200, steps=10, views_per_step=1)
+    monkeypatch.setattr(FitConfig, "of", classmethod(lambda cls, device, size: small))
+    monkeypatch.setattr(pipeline, "write_preview", functools.partial(write_preview, tile=32))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    blob(folder / "b.png")
+    blob(folder / "a.png", (40, 160, 60, 255))
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("not a picture either")
+    return folder
+
+
+def lines(output):
+    return [json.loads(line) for line in (output / RESULTS).read_text().splitlines()]
+
+
+def no_model(settings):
+    raise AssertionError("the model was opened")
+
+
+def test_a_picture_fails_alone_and_a_second_call_does_nothing(photos, tmp_path, monkeypatch):
+    output, events = tmp_path / "out", []
+    running = batching(photos, output, SETTINGS)
+    while True:
+        try:
+            events.append(next(running))
+        except StopIteration as stop:
+            summary = stop.value
+            break
+    assert [(row["name"], row["state"]) for row in summary.rows] == [("a", DONE), ("b", DONE), ("broken", FAILED)]
+    assert summary.failed == 1
+    assert {row["name"] for row in lines(output)} == {"a", "b", "broken"}
+    for name in ("a", "b"):
+        assert (output / name / "mesh.glb").stat().st_size > 1000
+        assert summary.rows[0]["figures"]["Watertight"] is True
+    counted = [(e.done, e.total) for e in events if isinstance(e, Progress)]
+    assert counted == [(1, 3), (2, 3), (3, 3)]
+    assert any(isinstance(e, Warned) and "broken.png" in e.message for e in events)
+    page = (output / PAGE).read_text()
+    assert "2 of 3 pictures" in page
+    assert 'href="a/report.html"' in page
+
+    before = (output / RESULTS).read_bytes()
+    monkeypatch.setattr(batch, "open_model", no_model)
+    again = finish(batching(photos, output, SETTINGS))
+    assert again.rows == summary.rows
+    assert (output / RESULTS).read_bytes() == before
+
+
+def test_failed_pictures_are_tried_again_when_asked_or_changed(photos, tmp_path):
+    output = tmp_path / "out"
+    (photos / "a.png").unlink()
+    (photos / "b.png").unlink()
+    assert finish(batching(photos, output, SETTINGS)).failed == 1
+    assert finish(batching(photos, output, SETTINGS)).failed == 1
+    assert len(lines(output)) == 1
+    assert finish(batching(photos, output, SETTINGS, retry_failed=True)).failed == 1
+    assert len(lines(output)) == 2
+    blob(photos / "broken.png")
+    summary = finish(batching(photos, output, SETTINGS))
+    assert [row["state"] for row in summary.rows] == [DONE]
+    assert len(lines(output)) == 3
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.4, 0.98])
+def test_goes_on_from_a_record_that_was_cut_anywhere(photos, tmp_path, kept, monkeypatch):
+    (photos / "broken.png").unlink()
+    output = tmp_path / "out"
+    whole = finish(batching(photos, output, SETTINGS))
+    record = (output / RESULTS).read_bytes()
+    (output / RESULTS).write_bytes(record[: int(kept * len(record))])
+    resumed, orbiting = [], pipeline.orbiting
+
+    def watched(*args, **kwargs):
+        running = orbiting(*args, **kwargs)
+        while True:
+            try:
+                event = next(running)
+            except StopIteration as stop:
+                return stop.value
+            resumed.append(isinstance(event, StageResumed))
+            yield event
+
+    monkeypatch.setattr(batch, "orbiting", watched)
+    again = finish(batching(photos, output, SETTINGS))
+    assert [row["figures"] for row in again.rows] == [row["figures"] for row in whole.rows]
+    assert any(resumed)  # what stood in the folders was taken up, not made again
+    assert set(read_results(output / RESULTS)) == {"a", "b"}
+
+
+def test_stopping_midway_leaves_what_is_finished(photos, tmp_path):
+    output = tmp_path / "out"
+    running = batching(photos, output, SETTINGS)
+    for event in running:
+        if isinstance(event, Progress):
+            break
+    running.close()
+    (row,) = lines(output)
+    assert row["state"] == DONE
+    assert not (output / PAGE).exists()
+    assert len(finish(batching(photos, output, SETTINGS)).rows) == 3
+
+
+def test_an_error_of_ours_fails_one_picture_with_its_kind(photos, tmp_path, monkeypatch):
+    reconstructing = batch.reconstructing_orbit
+
+    def sometimes(video, settings, record):
+        if record.folder.name == "a":
+            raise ZeroDivisionError("by zero")
+        return reconstructing(video, settings, record)
+
+    monkeypatch.setattr(batch, "reconstructing_orbit", sometimes)
+    (photos / "broken.png").unlink()
+    summary = finish(batching(photos, tmp_path / "out", SETTINGS))
+    assert [row["state"] for row in summary.rows] == [FAILED, DONE]
+    assert summary.rows[0]["reason"] == "ZeroDivisionError: by zero"
+
+
+def test_other_settings_make_it_again(photos, tmp_path):
+    for name in ("a.png", "broken.png"):
+        (photos / name).unlink()
+    output = tmp_path / "out"
+    finish(batching(photos, output, SETTINGS))
+    finish(batching(photos, output, Settings(**{**SMALL, "target_faces": 200})))
+    assert len(lines(output)) == 2
+
+
+def test_a_record_of_something_else_is_refused(tmp_path):
+    (tmp_path / RESULTS).write_text('{"other": 1}\n')
+    with pytest.raises(ValueError, match="line 1: expected a line that a batch wrote"):
+        read_results(tmp_path / RESULTS)
+
+
+def test_command_line(photos, tmp_path, capsys):
+    (photos / "b.png").unlink()
+    arguments = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items()]
+    assert main(["batch", str(photos), "-o", str(tmp_path / "out"), *arguments]) == 1
+    said = capsys.readouterr()
+    assert "1 of 2 pictures" in said.out
+    assert "broken.png" in said.err
+    assert main(["batch", str(tmp_path / "nowhere"), "-o", str(tmp_path / "out")]) == 2
+    assert "expected a folder of pictures or a CSV list" in capsys.readouterr().err
