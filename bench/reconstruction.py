@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from sv3d_fast.camera import Orbit
 from sv3d_fast.kernels.marching_cubes import marching_cubes
@@ -42,6 +43,7 @@ ISSUE = "reconstruction"
 PACK = Path("build/data/reconstruction.pack")
 ORBIT = Orbit.sine(10.0, 30.0)
 HULL_VOXELS = 160  # of the hull that the mesh must beat
+SHOWN = (1, 9, 15)  # of the novel views, in pictures
 SAMPLES = 200_000  # points on each surface
 TEXTURE = 1024
 SPOILT: dict[str, tuple[Callable[[OrbitVideo], OrbitVideo], str]] = {  # and how many dB they may cost
@@ -101,15 +103,32 @@ def splat_psnr(splats: Splats, truth: OrbitVideo) -> float:
     return _mean_psnr(rgb.clamp(0, 1), truth)
 
 
+def unlit(mesh: Mesh, orbit: Orbit, size: int) -> torch.Tensor:
+    """(T, size, size, 3) uint8: the texture as it is, without light, on white."""
+    device = mesh.vertices.device
+    cameras = orbit.world_to_camera().to(device), orbit.intrinsics(size).to(device)
+    rgb, _ = mesh_render(
+        mesh.vertices, mesh.faces, mesh.uvs, mesh.texture, None, *cameras, size, torch.zeros((0, 4), device=device),
+        1.0, (1.0, 1.0, 1.0), 3,
+    )  # fmt: skip
+    return rgb
+
+
 def mesh_psnr(mesh: Mesh, truth: OrbitVideo) -> float:
     """Mean over views, dB, of the texture as it is, without light."""
-    device = mesh.vertices.device
-    cameras = truth.orbit.world_to_camera().to(device), truth.orbit.intrinsics(truth.size).to(device)
-    rgb, _ = mesh_render(
-        mesh.vertices, mesh.faces, mesh.uvs, mesh.texture, None, *cameras, truth.size,
-        torch.zeros((0, 4), device=device), 1.0, (1.0, 1.0, 1.0), 3,
-    )  # fmt: skip
-    return _mean_psnr(rgb.float() / 255, truth)
+    return _mean_psnr(unlit(mesh, truth.orbit, truth.size).float() / 255, truth)
+
+
+def picture(models: Sequence[Truth], size: int, resolution: int) -> Image.Image:
+    """A row per model at views that were not given: the truth on the left, its reconstruction on the right."""
+    unseen = novel_views(ORBIT)
+    sheet = Image.new("RGB", (2 * len(SHOWN) * size, len(models) * size), "white")
+    for y, truth in enumerate(models):
+        made = reconstruct(truth.orbit(ORBIT, size), resolution, truth.mesh.vertices.device)
+        sides = truth.orbit(unseen, size).frames, unlit(made.mesh, unseen, size)
+        for x, frame in enumerate([side[view] for side in sides for view in SHOWN]):
+            sheet.paste(Image.fromarray(frame.cpu().numpy()), (x * size, y * size))
+    return sheet
 
 
 def _mean_psnr(images: torch.Tensor, truth: OrbitVideo) -> float:
@@ -220,6 +239,7 @@ def main() -> None:
     parser.add_argument("--models", help=f"names, by commas; all of {','.join(MODELS)} if not given")
     parser.add_argument("--spoilt", action="store_true", help="also frames that disagree or are compressed")
     parser.add_argument("--stock", action="store_true", help="also stock gsplat (CUDA)")
+    parser.add_argument("--picture", type=Path, help="only draw truth and reconstruction of the models")
     parser.add_argument("--record", action="store_true", help="write the bars to results")
     args = parser.parse_args()
     if args.pack:
@@ -229,6 +249,9 @@ def main() -> None:
     device = torch.device(args.device)
     resolution = args.resolution or (256 if device.type == "cuda" else 128)
     models = read_models(args.data, args.models.split(",") if args.models else MODELS, device)
+    if args.picture:
+        picture(models, args.size, resolution).save(args.picture)
+        return
     warm_up(device, args.size, resolution)
     print(f"{'':20}" + "".join(f"{title:>{max(len(title), 6) + 2}}" for title in COLUMNS))
     rows = []
