@@ -30,6 +30,7 @@ bars: $(READY)
 # The tests and benches of a machine with a GPU, in under nine minutes; uses the torch that is installed there.
 gpu:
 	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m bench.engine
 	$(PYTHON) -m bench.mesh_raster
 	$(PYTHON) -m bench.splat_raster --device cuda
 

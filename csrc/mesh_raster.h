@@ -15,11 +15,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define SV3D_HD __host__ __device__ __forceinline__
-#else
-#define SV3D_HD inline
-#endif
+#include "host_device.h"
 
 namespace sv3d::raster {
 

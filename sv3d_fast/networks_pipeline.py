@@ -1,8 +1,8 @@
 """SV3D's networks as a diffusers pipeline holds them: loaded, saved, moved between devices."""
 
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import EulerDiscreteScheduler
 from diffusers.video_processor import VideoProcessor
+from torch import nn
 
 from .model.clip import CLIPImageTower
 from .model.config import ModelConfig
@@ -18,6 +19,7 @@ from .model.unet import SV3DUNet
 from .model.vae import SV3DVAE
 from .model.weights import SV3DModel, load_model, save_model
 from .offload import resident, streamed, tensors_of
+from .prediction import release
 
 NETWORKS = ("unet", "vae", "image_encoder")
 
@@ -188,4 +190,12 @@ class NetworksPipeline(DiffusionPipeline):
         if self._offload_by_block and names == ("unet",):
             (unet,) = networks
             return streamed(unet, [*unet.down_blocks, unet.mid_block, *unet.up_blocks], self._offload_device)
-        return resident(tensors_of(*networks), self._offload_device)
+        return self._visiting(networks, self._offload_device)
+
+    @contextmanager
+    def _visiting(self, networks: list[nn.Module], device: torch.device) -> Iterator[None]:
+        try:
+            with resident(tensors_of(*networks), device):
+                yield
+        finally:
+            release(self.unet)  # what was fused of it would stay behind

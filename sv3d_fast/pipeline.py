@@ -20,6 +20,7 @@ from .info import chosen_implementations, versions
 from .model.weights import SV3DModel, load_model
 from .orbit_io import load_orbit, save_orbit
 from .poses import read_orbit
+from .prediction import why_not_fused
 from .preview import render_mesh, write_preview
 from .report import write_report
 from .scene.export import load_mesh, load_splats, save_mesh, save_splats
@@ -153,7 +154,8 @@ def orbiting(
         )  # fmt: skip
         config = replace(network.config.sampler, steps=settings.steps or network.config.sampler.steps)
         variant, cameras = network.config.unet.variant, orbit
-        record.note(variant=variant, sampler=vars(config))
+        form = "plain" if why_not_fused(network.unet) else "fused"
+        record.note(variant=variant, sampler=vars(config), unet=form)
         if variant == "u" and settings.orbit != "static":
             yield Warned("orbit", "SV3D_u takes no cameras: its orbit is static, whatever the settings say")
             cameras = Orbit.static(settings.elevation, len(orbit))

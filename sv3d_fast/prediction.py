@@ -114,6 +114,11 @@ def fused(unet: SV3DUNet) -> FusedUNet:
     return _fused[unet][1]
 
 
+def release(unet: SV3DUNet) -> None:
+    """Lets go of the fused network, its graphs and the weights that it keeps on the GPU."""
+    _fused.pop(unet, None)
+
+
 def prediction(unet: SV3DUNet, halves: Sequence[Conditioning], levels: Sequence[float]) -> Prediction:
     """What predicts the steps of a run at the noise levels `levels`, for guidance halves conditioned as given."""
     if why_not_fused(unet):

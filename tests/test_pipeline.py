@@ -131,6 +131,7 @@ def test_the_manifest_tells_how(first):
         assert entry["peak_memory_bytes"] > 2**20
         assert entry["files"] == list(PLAN[name])
     assert told["stages"]["orbit"]["sampler"]["steps"] == 1
+    assert told["stages"]["orbit"]["unet"] == "plain"
     assert told["figures"] == result.figures
     assert [w["message"] for w in told["warnings"]] == [e.message for e in events if isinstance(e, Warned)]
 

@@ -8,7 +8,7 @@ from sv3d_fast.conditioning import Conditioning
 from sv3d_fast.engine import denoising
 from sv3d_fast.events import finish
 from sv3d_fast.model.config import SamplerConfig
-from sv3d_fast.prediction import FusedPrediction, PlainPrediction, fused, prediction, why_not_fused
+from sv3d_fast.prediction import FusedPrediction, PlainPrediction, fused, prediction, release, why_not_fused
 
 CONFIG = CONFIGS["p, two levels"]
 
@@ -35,7 +35,10 @@ def test_the_fused_network_is_made_once_and_again_when_weights_change():
     assert fused(unet) is first
     with torch.no_grad():
         unet.conv_in.weight.mul_(2)
-    assert fused(unet) is not first
+    second = fused(unet)
+    assert second is not first
+    release(unet)
+    assert fused(unet) is not second
 
 
 @pytest.mark.gpu
