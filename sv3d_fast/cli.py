@@ -1,4 +1,4 @@
-"""The command line: run, orbit, reconstruct, batch, info. Every user error is one line and exit status 2."""
+"""The command line: run, orbit, reconstruct, batch, bench, info. Every user error is one line and exit status 2."""
 
 import argparse
 import os
@@ -136,6 +136,14 @@ def _parser() -> argparse.ArgumentParser:
     _reconstruction(batch)
     batch.set_defaults(command=_batch)
 
+    bench = commands.add_parser("bench", help="how fast this machine is; or two results side by side")
+    bench.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="results of earlier benches")
+    bench.add_argument("--quick", action="store_true", help="one run in place of the median of three")
+    bench.add_argument("--device", default=Settings().device, help="auto, cpu, cuda or cuda:N")
+    bench.add_argument("-o", "--output", type=Path, help="where to write the result, JSON")
+    bench.add_argument("--quiet", action="store_true", help="no progress bars")
+    bench.set_defaults(command=_bench)
+
     info = commands.add_parser("info", help="versions, devices, and which implementation of each op can run and why")
     info.set_defaults(command=_info)
     return parser
@@ -235,6 +243,20 @@ def _batch(args: argparse.Namespace) -> int:
     done = len(summary.rows) - summary.failed
     _say(args, f"{done} of {len(summary.rows)} pictures; open {summary.folder / 'index.html'}")
     return SOME_FAILED if summary.failed else 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from .benchmark import measuring, read_result, table, write_result
+    from .progress import watch
+
+    if args.compare:
+        print(table(*map(read_result, args.compare)))
+        return 0
+    result = watch(measuring(args.device, quick=args.quick), quiet=args.quiet, interrupts=args.interrupts)
+    print(table(result))
+    if args.output:
+        write_result(result, args.output)
+    return 0
 
 
 def _info(args: argparse.Namespace) -> int:

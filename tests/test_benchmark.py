@@ -1,0 +1,86 @@
+"""The bench for users: what a result holds, and two of them side by side."""
+
+import json
+
+import pytest
+from test_pipeline import SMALL
+
+from sv3d_fast import benchmark
+from sv3d_fast.benchmark import draw_subject, measuring, read_result, table, write_result
+from sv3d_fast.cli import main
+from sv3d_fast.events import Progress, StageFinished, finish
+
+STAGES = {"orbit": (2.0, 5), "splats": (4.0, 9), "mesh": (3.0, 7), "report": (50.0, 1)}
+
+
+@pytest.fixture
+def staged(monkeypatch):
+    """Runs that take 1, 2, 3 and 4 times as long as STAGES says, in this order."""
+    runs = iter((1, 2, 3, 4))
+
+    def running(photo, output, settings, *, model):
+        assert photo.stat().st_size > 100
+        factor = next(runs)
+        for name, (seconds, memory) in STAGES.items():
+            yield StageFinished(name, None, factor * seconds, memory * factor << 30)
+
+    monkeypatch.setattr(benchmark, "running", running)
+
+
+def test_result_is_the_median_of_the_runs_after_the_first(staged):
+    events, running = [], measuring("cpu")
+    while True:
+        try:
+            events.append(next(running))
+        except StopIteration as stop:
+            result = stop.value
+            break
+    assert events == [Progress("bench", k, 4) for k in (1, 2, 3, 4)]
+    assert result["runs"] == 3
+    assert {name: stage["seconds"] for name, stage in result["stages"].items()} == {
+        "orbit": 6.0, "splats": 12.0, "mesh": 9.0, "report": 150.0,
+    }  # fmt: skip
+    assert result["orbits_per_hour"] == 600
+    assert result["meshes_per_hour"] == pytest.approx(3600 / 27, abs=0.05)
+    assert result["peak_memory_bytes"] == 36 << 30
+    assert result["unet"] == "plain"
+    assert result["implementations"]["splat_raster"] == "csrc"
+
+
+def test_quick_is_one_run(staged):
+    result = finish(measuring("cpu", quick=True))
+    assert (result["runs"], result["stages"]["orbit"]["seconds"]) == (1, 2.0)
+
+
+def test_two_results_side_by_side(staged, tmp_path, capsys):
+    first = finish(measuring("cpu", quick=True))
+    second = finish(measuring("cpu", quick=True))
+    del second["stages"]["report"]
+    for name, result in (("a", first), ("b", second)):
+        write_result(result, tmp_path / f"{name}.json")
+    assert read_result(tmp_path / "a.json") == json.loads(json.dumps(first))
+    assert main(["bench", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines if "seconds" in line] == ["2.00x", "2.00x", "2.00x", "-"]
+    assert next(line for line in lines if line.startswith("meshes")).split()[-3:] == ["400", "200", "0.50x"]
+    assert "2.00x" not in table(first)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 2}'])
+def test_other_files_are_no_results(tmp_path, text, capsys):
+    (tmp_path / "x.json").write_text(text)
+    assert main(["bench", "--compare", str(tmp_path / "x.json"), str(tmp_path / "y.json")]) == 2
+    assert "x.json: expected a result of `sv3d-fast bench`" in capsys.readouterr().err
+
+
+def test_runs_for_real(monkeypatch, tmp_path):
+    small = benchmark.Settings(device="cpu", **SMALL)
+    monkeypatch.setattr(benchmark, "Settings", lambda device: small)
+    from sv3d_fast.scene.fit import FitConfig
+
+    quick = FitConfig(size=32, count=200, steps=10, views_per_step=1)
+    monkeypatch.setattr(FitConfig, "of", classmethod(lambda cls, device, size: quick))
+    assert draw_subject().getextrema()[3] == (0, 255)
+    result = finish(measuring("cpu", quick=True))
+    assert set(result["stages"]) == {"orbit", "splats", "mesh", "report"}
+    assert all(stage["seconds"] > 0 and stage["peak_memory_bytes"] > 1e8 for stage in result["stages"].values())
