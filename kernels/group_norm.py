@@ -28,9 +28,9 @@ def reference(
 ) -> Tensor:
     """Group normalisation of [x + rows, skip] over the rows and the channels of each group, then SiLU if asked for.
 
-    x: (N, P, c). skip: (N, P, c2), whose channels follow those of x. rows: (N, c), added to x first. weight, bias:
-    (c + c2,). Returns (N, P, c + c2). Statistics are float32 at least. Raises ValueError where `groups` doesn't
-    divide the channels.
+    x: (N, P, c). skip: (N, P, c2), whose channels follow those of x. rows: (N, c) or (1, c), added to x first.
+    weight, bias: (c + c2,). Returns (N, P, c + c2). Statistics are float32 at least. Raises ValueError where `groups`
+    doesn't divide the channels.
     """
     if (x.shape[-1] + (0 if skip is None else skip.shape[-1])) % groups:
         raise ValueError(f"groups: expected a divisor of the channels of x and skip, got {groups}")
@@ -46,10 +46,17 @@ def reference(
 
 
 def residual_reference(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x + residual, both (N, P, c), and its group normalisation (with SiLU if asked for)."""
-    total = x + residual
+    """x + residual + rows, the first two (N, P, c), and its group normalisation (with SiLU if asked for)."""
+    total = x + residual if rows is None else x + residual + rows[:, None]
     return total, reference(total, weight, bias, groups, eps, silu)
 
 
@@ -58,7 +65,7 @@ if triton is not None:
 
     @triton.jit
     def _tile(
-        x, skip, rows, n, c0, row, mask, length, first, second,
+        x, skip, rows, n, c0, row, mask, length, first, second, row_stride,
         HAS_SKIP: tl.constexpr, HAS_ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
     ):  # fmt: skip
         """Rows `row` of the channels from c0 on, float32; a block lies in x or in skip, never in both."""
@@ -70,13 +77,13 @@ if triton is not None:
         at = (n * length + row).to(tl.int64)[:, None] * width + (channels - begin)[None, :]
         v = tl.load(source + at, mask[:, None], 0.0).to(tl.float32)
         if HAS_ROWS:
-            more = tl.load(rows + n * first + channels, channels < first, 0.0).to(tl.float32)
+            more = tl.load(rows + n * row_stride + channels, channels < first, 0.0).to(tl.float32)
             v += tl.where(mask[:, None], more[None, :], 0.0)
         return v
 
     @triton.jit
     def statistics_kernel(
-        x, skip, rows, residual, total, means, squares, length, first, second, strip,
+        x, skip, rows, residual, total, means, squares, length, first, second, row_stride, strip,
         HAS_SKIP: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
         BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
     ):  # fmt: skip
@@ -89,7 +96,7 @@ if triton is not None:
         for start in range(begin, end, BLOCK_P):
             row = start + tl.arange(0, BLOCK_P)
             mask = row < length
-            v = _tile(x, skip, rows, n, c0, row, mask, length, first, second, HAS_SKIP, HAS_ROWS, BLOCK_C)
+            v = _tile(x, skip, rows, n, c0, row, mask, length, first, second, row_stride, HAS_SKIP, HAS_ROWS, BLOCK_C)
             if HAS_RESIDUAL:
                 at = (n * length + row).to(tl.int64)[:, None] * first + channels[None, :]
                 v += tl.load(residual + at, mask[:, None], 0.0).to(tl.float32)
@@ -143,14 +150,14 @@ if triton is not None:
 
     @triton.jit
     def apply_kernel(
-        x, skip, rows, scale, shift, y, length, first, second,
+        x, skip, rows, scale, shift, y, length, first, second, row_stride,
         SILU: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_ROWS: tl.constexpr,
         BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
         c0, n = tl.program_id(1) * BLOCK_C, tl.program_id(2)
         mask = row < length
-        v = _tile(x, skip, rows, n, c0, row, mask, length, first, second, HAS_SKIP, HAS_ROWS, BLOCK_C)
+        v = _tile(x, skip, rows, n, c0, row, mask, length, first, second, row_stride, HAS_SKIP, HAS_ROWS, BLOCK_C)
         width = first + second
         channels = c0 + tl.arange(0, BLOCK_C)
         v = v * tl.load(scale + n * width + channels)[None, :] + tl.load(shift + n * width + channels)[None, :]
@@ -180,8 +187,9 @@ def _launch(x, weight, bias, groups, eps, silu, skip, rows, residual):
     means, squares = torch.empty(2, n, splits, channels, dtype=torch.float32, device=x.device)
     scale, shift = torch.empty(2, n, channels, dtype=torch.float32, device=x.device)
     total = None if residual is None else torch.empty_like(x)
+    row_stride = 0 if rows is None or len(rows) == 1 else first
     statistics_kernel[(splits, channels // block, n)](
-        x, skip, rows, residual, total, means, squares, length, first, second, strip,
+        x, skip, rows, residual, total, means, squares, length, first, second, row_stride, strip,
         skip is not None, rows is not None, residual is not None, BLOCK_P, block, num_warps=4,
     )  # fmt: skip
     group = channels // groups
@@ -191,8 +199,8 @@ def _launch(x, weight, bias, groups, eps, silu, skip, rows, residual):
     )  # fmt: skip
     y = torch.empty(n, length, channels, dtype=x.dtype, device=x.device)
     apply_kernel[(triton.cdiv(length, BLOCK_P), channels // block, n)](
-        x if total is None else total, skip, rows, scale, shift, y, length, first, second,
-        silu, skip is not None, rows is not None, BLOCK_P, block, num_warps=4,
+        x if total is None else total, skip, rows, scale, shift, y, length, first, second, row_stride,
+        silu, skip is not None, rows is not None and total is None, BLOCK_P, block, num_warps=4,
     )  # fmt: skip
     return y, total
 
@@ -201,8 +209,8 @@ def _run(x, weight, bias, groups, eps, silu, skip=None, rows=None):
     return _launch(x, weight, bias, groups, eps, silu, skip, rows, None)[0]
 
 
-def _run_residual(x, residual, weight, bias, groups, eps, silu):
-    y, total = _launch(x, weight, bias, groups, eps, silu, None, None, residual)
+def _run_residual(x, residual, weight, bias, groups, eps, silu, rows=None):
+    y, total = _launch(x, weight, bias, groups, eps, silu, None, rows, residual)
     return total, y
 
 
@@ -211,15 +219,15 @@ def why_not_fused(x, weight, bias, groups, eps, silu, skip=None, rows=None) -> l
     return _reasons(groups, x, weight, bias, skip, rows)
 
 
-def _why_not_residual(x, residual, weight, bias, groups, eps, silu) -> list[str]:
-    return _reasons(groups, x, weight, bias, None, residual)
+def _why_not_residual(x, residual, weight, bias, groups, eps, silu, rows=None) -> list[str]:
+    return _reasons(groups, x, weight, bias, None, residual, rows)
 
 
-def _reasons(groups, x, weight, bias, skip, other) -> list[str]:
-    reasons = why_no_triton(x, skip, other, weight, bias)
+def _reasons(groups, x, weight, bias, skip, *others) -> list[str]:
+    reasons = why_no_triton(x, skip, *others, weight, bias)
     if (x.shape[-1] + (0 if skip is None else skip.shape[-1])) % groups:
         reasons.append(f"groups must divide the channels, got {groups}")
-    if not all(t.is_contiguous() for t in (x, skip, other) if t is not None):
+    if not all(t.is_contiguous() for t in (x, skip, *others) if t is not None):
         reasons.append("contiguous operands only")
     return reasons
 
@@ -233,14 +241,15 @@ def _examples(device: str):
     for n, length, first, second in ((2, 131, 64, 0), (3, 65, 40, 24), (1, 1, 32, 0)):
         skip = random(n, length, second) if second else None
         yield random(n, length, first) + 30, random(first + second), random(first + second), 32, 1e-5, True, skip
-    yield random(2, 70, 64), random(64), random(64), 32, 1e-6, False, None, random(2, 64)
+    for count in (2, 1):
+        yield random(2, 70, 64), random(64), random(64), 32, 1e-6, False, None, random(count, 64)
 
 
 def _residual_examples(device: str):
-    for x, weight, bias, groups, eps, silu, skip, *_ in _examples(device):
+    for x, weight, bias, groups, eps, silu, skip, *rows in _examples(device):
         if skip is None:
             # of opposite means, so that the sum loses no digits to its rounding
-            yield x, x.flip(0) - 2 * x.mean().round(), weight, bias, groups, eps, silu
+            yield x, x.flip(0) - 2 * x.mean().round(), weight, bias, groups, eps, silu, *rows
 
 
 group_norm = Op(

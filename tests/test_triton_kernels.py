@@ -20,8 +20,8 @@ for module in pkgutil.iter_modules(sv3d_fast.kernels.__path__):
     importlib.import_module(f"sv3d_fast.kernels.{module.name}")
 NAMES = [op.name for op in registry.values() if any(i.name == "triton" for i in op.implementations)]
 ROUNDING = 4e-4  # of float16: 2^-11 at most for each value, once or twice
-INTEGERS = ("orbits", "length", "n", "k", "shift", "row_period", "first", "second", "strip", "splits", "channels",
-            "group", "rows", "frames", "pixels", "images", "height", "width")  # fmt: skip
+INTEGERS = ("orbits", "length", "n", "k", "shift", "row_period", "first", "second", "row_stride", "strip", "splits",
+            "channels", "group", "rows", "frames", "pixels", "images", "height", "width")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

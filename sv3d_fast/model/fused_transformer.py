@@ -36,9 +36,9 @@ class Norm(Weights):
     def forward(self, x: Tensor, skip: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         return group_norm(x, self.weight, self.bias, self.groups, self.eps, self.silu, skip, rows)
 
-    def with_residual(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """x + residual and its normalisation."""
-        return residual_group_norm(x, residual, self.weight, self.bias, self.groups, self.eps, self.silu)
+    def with_residual(self, x: Tensor, residual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """x + residual + rows and its normalisation."""
+        return residual_group_norm(x, residual, self.weight, self.bias, self.groups, self.eps, self.silu, rows)
 
 
 class Linear(Weights):

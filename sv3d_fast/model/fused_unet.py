@@ -71,8 +71,8 @@ class TemporalConv(Weights):
 class FusedResBlock(nn.Module):
     """`blocks.ResBlock` whose input may come in two parts, x and the `skip` channels that would follow it.
 
-    The biases of both first convolutions are in the rows that each step brings, that of the second spatial one is in
-    the shortcut where there is one.
+    The biases of both first convolutions are in the rows that each step brings; that of the second spatial one is added
+    where the residual is, on the way into the temporal block's norm.
     """
 
     def __init__(self, block: ResBlock, skip: int = 0):
@@ -80,7 +80,10 @@ class FusedResBlock(nn.Module):
         spatial, temporal = block.spatial_res_block, block.temporal_res_block
         self.norm1, self.norm2 = Norm(spatial.norm1), Norm(spatial.norm2)
         self.conv1 = Conv(spatial.conv1.weight, None)
-        self.conv2 = Conv(spatial.conv2.weight, spatial.conv2.bias)
+        self.conv2 = Conv(spatial.conv2.weight, None)
+        assert spatial.conv2.bias is not None
+        self.conv2_bias: Tensor
+        self.register_buffer("conv2_bias", spatial.conv2.bias.detach()[None])
         self.shortcut: Linear | None = None
         self.shortcut_skip: Linear | None = None
         if spatial.conv_shortcut is not None:
@@ -108,7 +111,7 @@ class FusedResBlock(nn.Module):
             assert skip is not None
             base = self.shortcut_skip(skip.view(-1, skip.shape[-1]), base)
         x = self.conv2(hidden.view(images))
-        x, hidden = self.temporal_norm1.with_residual(x.reshape(orbits), base.view(orbits))
+        x, hidden = self.temporal_norm1.with_residual(x.reshape(orbits), base.view(orbits), self.conv2_bias)
         hidden = self.temporal_conv1(hidden.view(frames), rows=temporal_rows)
         hidden = self.temporal_norm2(hidden.view(orbits))
         return self.temporal_conv2(hidden.view(frames), residual=x.view(frames)).view(b, t, h, w, -1)
