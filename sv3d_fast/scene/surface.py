@@ -37,6 +37,15 @@ SMOOTHING = 0.8  # voxels, standard deviation
 SLAB_POINTS = 1 << 21  # points at which the hull is sampled at a time, to bound memory
 SMALLEST = 0.02  # components below this part of the largest one's volume are dropped
 AGGRESSIVENESS = (5.0, 3.0, 1.0)  # of the decimation, tried in turn until the result is closed
+FEWER = (
+    1.0,
+    0.95,
+    0.9,
+    0.85,
+    0.8,
+    0.75,
+    0.7,
+)  # of the budget: a little less often stays closed where the whole doesn't
 
 
 def extract(
@@ -304,20 +313,21 @@ def _solid(vertices: torch.Tensor, faces: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def _decimated(vertices: torch.Tensor, faces: torch.Tensor, target_faces: int) -> Mesh | None:
-    """The mesh with about `target_faces` faces, still closed; None if no attempt stays closed."""
+    """The mesh with at most `target_faces` faces, still closed; with more where that fails, None if all attempts do."""
     if len(faces) <= target_faces:
         return Mesh(vertices, faces)
     points, triangles = vertices.cpu().numpy(), faces.cpu().numpy()
-    for target in (target_faces, (target_faces + len(faces)) // 2):
-        for aggressiveness in AGGRESSIVENESS:
-            new_points, new_triangles = fast_simplification.simplify(
-                points, triangles, target_count=target, agg=aggressiveness
-            )
-            used, compact = np.unique(new_triangles, return_inverse=True)
-            mesh = Mesh(
-                torch.from_numpy(new_points[used].astype(np.float32)).to(vertices.device),
-                torch.from_numpy(compact.reshape(-1, 3).astype(np.int32)).to(faces.device),
-            )
-            if is_closed(mesh):
-                return mesh
+    within = [(max(4, int(share * target_faces)), agg) for share in FEWER for agg in AGGRESSIVENESS[:-1]]
+    beyond = [(target, agg) for target in (target_faces, (target_faces + len(faces)) // 2) for agg in AGGRESSIVENESS]
+    for target, aggressiveness in within + beyond:
+        new_points, new_triangles = fast_simplification.simplify(
+            points, triangles, target_count=target, agg=aggressiveness
+        )
+        used, compact = np.unique(new_triangles, return_inverse=True)
+        mesh = Mesh(
+            torch.from_numpy(new_points[used].astype(np.float32)).to(vertices.device),
+            torch.from_numpy(compact.reshape(-1, 3).astype(np.int32)).to(faces.device),
+        )
+        if is_closed(mesh):
+            return mesh
     return None
