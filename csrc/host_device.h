@@ -4,5 +4,6 @@
 #ifdef __CUDACC__
 #define SV3D_HD __host__ __device__ __forceinline__
 #else
-#define SV3D_HD inline
+// Always: or else a clone of the caller for another processor would call the function and not vectorise.
+#define SV3D_HD inline __attribute__((always_inline))
 #endif

@@ -1,9 +1,10 @@
-// Marching cubes over a dense float field. The case table comes from Python (kernels/marching_cubes.py), which defines
-// it; every entry is checked here before it is used as an index.
+// Marching cubes over a dense float field.
 //
 // Vertices are numbered by the grid edge that they lie on, 3 * voxel + axis. Work is split into planes of constant x:
 // one pass counts what each plane emits, a second writes it at known offsets. A thread keeps the vertex indices of two
 // planes only; beside them, one byte a voxel is all that is allocated.
+#include "marching_cubes.h"
+
 #include <omp.h>
 
 #include <algorithm>
@@ -13,34 +14,10 @@
 #include <utility>
 #include <vector>
 
-#include "checks.h"
-
-namespace sv3d {
+namespace sv3d::marching_cubes {
 namespace {
 
-constexpr int NO_EDGE = 255;
 constexpr int64_t PARALLEL_ABOVE = 1 << 15;  // voxels
-constexpr int LOWER_CORNER[12] = {0, 2, 4, 6, 0, 1, 4, 5, 0, 1, 2, 3};
-
-struct Table {
-  const uint8_t* rows;
-  int64_t width;
-  std::array<int, 256> triangles;
-
-  Table(const TensorView& table) : rows(data<uint8_t>(table, "table", {256, ANY})), width(table.size(1)) {
-    for (int c = 0; c < 256; ++c) {
-      int64_t n = 0;
-      for (; n < width && rows[c * width + n] != NO_EDGE; ++n) {
-        const int edge = rows[c * width + n];
-        if (edge >= 12) fail("table: expected cell edges below 12");
-        const int a = LOWER_CORNER[edge], b = a | 1 << edge / 4;
-        if (((c >> a) & 1) == ((c >> b) & 1)) fail("table: a case uses an edge that the surface does not cross");
-      }
-      if (n % 3) fail("table: expected whole triangles");
-      triangles[c] = static_cast<int>(n / 3);
-    }
-  }
-};
 
 struct Grid {
   const float* field;
@@ -175,7 +152,7 @@ void write_cells(const Grid& g, const Table& table, const uint8_t* inside, int64
   }
 }
 
-void marching_cubes_count(TensorView field, double level, TensorView table, TensorView totals) {
+void count(TensorView field, double level, TensorView table, TensorView totals) {
   const Grid grid(field, level);
   const Table cases(table);
   int64_t* out = data<int64_t>(totals, "totals", {2});
@@ -185,8 +162,7 @@ void marching_cubes_count(TensorView field, double level, TensorView table, Tens
   out[0] = last[0], out[1] = last[1];
 }
 
-void marching_cubes_fill(TensorView field, double level, TensorView table, double nudge_, TensorView vertices,
-                         TensorView faces) {
+void fill(TensorView field, double level, TensorView table, double nudge_, TensorView vertices, TensorView faces) {
   const Grid g(field, level);
   const Table cases(table);
   const float nudge = static_cast<float>(nudge_);
@@ -216,7 +192,7 @@ void marching_cubes_fill(TensorView field, double level, TensorView table, doubl
 }
 
 }  // namespace
-}  // namespace sv3d
+}  // namespace sv3d::marching_cubes
 
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(marching_cubes_count, sv3d::marching_cubes_count);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(marching_cubes_fill, sv3d::marching_cubes_fill);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(marching_cubes_count, sv3d::marching_cubes::count);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(marching_cubes_fill, sv3d::marching_cubes::fill);

@@ -17,7 +17,7 @@ void sort_by_key(uint64_t* a, uint64_t* b, int64_t n) {
     for (int64_t i = 0; i < n; ++i) b[starts[(a[i] >> shift) & (BUCKETS - 1)]++] = a[i];
     std::swap(a, b);
   }
-  std::memcpy(b, a, n * sizeof(*a));  // three passes: the result is in what came as b
+  std::copy(a, a + n, b);  // three passes: the result is in what came as b
 }
 
 /// Deals one view's splats, nearest first, to its tiles. `offsets` (tiles + 1) receives where each tile starts.

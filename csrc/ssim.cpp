@@ -1,9 +1,10 @@
 // Structural similarity (Wang et al. 2004) with an 11-tap Gaussian window of sigma 1.5, zero outside the image, and
 // its gradient: means, variances and covariance are separable filters over rows of interleaved channels.
+#include "ssim.h"
+
 #include <omp.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <memory>
 
@@ -12,20 +13,7 @@
 namespace sv3d::ssim {
 namespace {
 
-constexpr int RADIUS = 5, TAPS = 2 * RADIUS + 1;
-constexpr float C1 = 0.01f * 0.01f, C2 = 0.03f * 0.03f;
-
 #define SV3D_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-
-struct Window {
-  float taps[TAPS];
-
-  Window() {
-    double sum = 0, values[TAPS];
-    for (int i = 0; i < TAPS; ++i) sum += values[i] = std::exp(-(i - RADIUS) * (i - RADIUS) / (2 * 1.5 * 1.5));
-    for (int i = 0; i < TAPS; ++i) taps[i] = static_cast<float>(values[i] / sum);
-  }
-};
 
 /// Filters `count` planes of rows x columns values down their columns, from `in` to `out`; then along their rows,
 /// where neighbours lie `step` values apart, back into `in`. Outside is zero.
@@ -67,30 +55,24 @@ SV3D_CLONES void products(const float* __restrict__ x, const float* __restrict__
 }
 
 /// From the filtered products, the sum of the map and, over `planes`, its derivatives by the filtered x, x x, x y.
-SV3D_CLONES double compare(float* __restrict__ planes, int64_t n, int64_t row) {
+SV3D_CLONES double compare_all(float* __restrict__ planes, int64_t n, int64_t row) {
   double total = 0;
   for (int64_t start = 0; start < n; start += row) {
     float sum = 0;
     for (int64_t i = start; i < std::min(start + row, n); ++i) {
-      const float mx = planes[i], my = planes[n + i];
-      const float vx = planes[2 * n + i] - mx * mx, vy = planes[3 * n + i] - my * my, cov = planes[4 * n + i] - mx * my;
-      const float a = 2 * mx * my + C1, b = 2 * cov + C2, c = mx * mx + my * my + C1, d = vx + vy + C2;
-      const float inverse = 1 / (c * d), value = a * b * inverse;
-      sum += value;
-      planes[n + i] = -value / d;                                               // by x x
-      planes[2 * n + i] = 2 * a * inverse;                                      // by x y
-      planes[i] = 2 * (my * (b - a) * inverse + mx * value * (1 / d - 1 / c));  // by x
+      const Similarity s = compare(planes[i], planes[n + i], planes[2 * n + i], planes[3 * n + i], planes[4 * n + i]);
+      sum += s.value;
+      planes[i] = s.by_x, planes[n + i] = s.by_xx, planes[2 * n + i] = s.by_xy;
     }
     total += sum;
   }
   return total;
 }
 
-/// Gradient of x: filtered derivatives times how each product depends on x. The window is its own mirror image.
 SV3D_CLONES void collect(const float* __restrict__ planes, const float* __restrict__ x, const float* __restrict__ y,
                          int64_t n, float scale, float* __restrict__ gradient) {
   for (int64_t i = 0; i < n; ++i)
-    gradient[i] = scale * (planes[i] + 2 * x[i] * planes[n + i] + y[i] * planes[2 * n + i]);
+    gradient[i] = scale * gradient_of(planes[i], planes[n + i], planes[2 * n + i], x[i], y[i]);
 }
 
 }  // namespace
@@ -114,7 +96,7 @@ void forward(TensorView x, TensorView y, TensorView means, TensorView gradient) 
     float *planes = scratch.get() + omp_get_thread_num() * n * 10, *spare = planes + 5 * n;
     products(px + i * n, py + i * n, n, planes);
     filter(planes, spare, 5, height, columns, channels, window.taps);
-    mean[i] = static_cast<float>(compare(planes, n, columns) / static_cast<double>(n));
+    mean[i] = static_cast<float>(compare_all(planes, n, columns) / static_cast<double>(n));
     if (!differentiate) continue;
     filter(planes, spare, 3, height, columns, channels, window.taps);
     collect(planes, px + i * n, py + i * n, n, 1.0f / static_cast<float>(n), g + i * n);

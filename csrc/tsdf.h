@@ -2,12 +2,13 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "host_device.h"
 
 namespace sv3d::tsdf {
 
-constexpr float NEAR = 1e-6f;       // voxels at or behind the camera's plane are not seen
+constexpr float NEAR = 1e-6f;        // voxels at or behind the camera's plane are not seen
 constexpr int64_t MAX_SIDE = 32768;  // pixels
 
 struct View {
@@ -35,17 +36,16 @@ SV3D_HD void observe(const View& view, float x, float y, float z, float truncati
   const float su = smaller(larger(u - 0.5f, 0.0f), right - 1), sv = smaller(larger(v - 0.5f, 0.0f), bottom - 1);
   const int u0 = index_of(su, view.width), v0 = index_of(sv, view.height);
   const int u1 = u0 + 1 < view.width ? u0 + 1 : u0, v1 = v0 + 1 < view.height ? v0 + 1 : v0;
+  const int nu = index_of(su + 0.5f, view.width), nv = index_of(sv + 0.5f, view.height);  // of the four, the nearest
   const float au = su - static_cast<float>(u0), av = sv - static_cast<float>(v0);
-  const int row0 = v0 * view.width, row1 = v1 * view.width;
-  const float d00 = view.depth[row0 + u0], d01 = view.depth[row0 + u1];
-  const float d10 = view.depth[row1 + u0], d11 = view.depth[row1 + u1];
+  const float d00 = view.depth[v0 * view.width + u0], d01 = view.depth[v0 * view.width + u1];
+  const float d10 = view.depth[v1 * view.width + u0], d11 = view.depth[v1 * view.width + u1];
+  const float nearest = view.depth[nv * view.width + nu], given = view.weight[nv * view.width + nu];
   const float low = smaller(smaller(d00, d01), smaller(d10, d11)), high = larger(larger(d00, d01), larger(d10, d11));
   const float over = d00 + au * (d01 - d00), under = d10 + au * (d11 - d10);
-  const bool smooth = (high <= low + truncation) & (high < INFINITY);  // the four pixels see one surface
-  const bool later = au >= 0.5f, lower = av >= 0.5f;                   // which of them holds (u, v)
-  const float nearest = lower ? (later ? d11 : d10) : (later ? d01 : d00);
-  const float distance = (smooth ? over + av * (under - over) : nearest) - z;
-  const float given = view.weight[(lower ? row1 : row0) + (later ? u1 : u0)];
+  const bool smooth = high <= low + truncation;  // the four pixels see one surface
+  const float depth = (smooth & (high < INFINITY)) ? over + av * (under - over) : nearest;
+  const float distance = depth - z;
   const float w = (seen & (distance >= -truncation)) ? given : 0.0f;
   sum += w * larger(smaller(distance * scale, 1.0f), -1.0f);
   total += w;

@@ -24,8 +24,8 @@ struct Fusion {
   SV3D_HD void row(int64_t c, float x, float y, float start[3], float step[3]) const {
     const float* m = viewmats + 16 * c;
     for (int i = 0; i < 3; ++i) {
-      start[i] = m[4 * i] * (corner + cell * x) + m[4 * i + 1] * (corner + cell * y) + m[4 * i + 2] * corner +
-                 m[4 * i + 3];
+      start[i] =
+          m[4 * i] * (corner + cell * x) + m[4 * i + 1] * (corner + cell * y) + m[4 * i + 2] * corner + m[4 * i + 3];
       step[i] = m[4 * i + 2] * cell;
     }
   }

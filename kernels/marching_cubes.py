@@ -16,6 +16,7 @@ from sv3d_fast.kernels.op import Implementation, Op
 
 NUDGE = 1e-3  # how close to a grid point, in cells, a vertex may lie: values equal to the level give no sliver
 NO_EDGE = 255
+WORD = 32  # voxels along z that csrc/marching_cubes.cu handles as one
 AXIS_CORNERS = ((0, 2, 4, 6), (0, 1, 4, 5), (0, 1, 2, 3))  # per axis, the lower corners of the cell's four edges
 # Corner c lies at (c & 1, c >> 1 & 1, c >> 2 & 1). Edge 4 * axis + k starts at AXIS_CORNERS[axis][k].
 EDGES = tuple((corner, corner | 1 << axis) for axis in range(3) for corner in AXIS_CORNERS[axis])
@@ -103,10 +104,13 @@ def _check(field: torch.Tensor, level: float) -> None:
         raise ValueError(
             f"field: expected float32 (X, Y, Z) without empty axes, got {field.dtype} {tuple(field.shape)}"
         )
-    if not torch.isfinite(field).all():
-        raise ValueError("field: expected finite values, got NaN or infinity")
     if not np.isfinite(level):
         raise ValueError(f"level: expected a finite number, got {level}")
+
+
+def _check_finite(finite: bool) -> None:
+    if not finite:
+        raise ValueError("field: expected finite values, got NaN or infinity")
 
 
 def reference(field: torch.Tensor, level: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,6 +123,7 @@ def reference(field: torch.Tensor, level: float = 0.0) -> tuple[torch.Tensor, to
     Raises ValueError for another shape or dtype and for values that are not finite.
     """
     _check(field, level)
+    _check_finite(bool(torch.isfinite(field).all()))
     device, shape = field.device, field.shape
     inside = field < level
     crossed = torch.zeros((*shape, 3), dtype=torch.bool, device=device)
@@ -150,8 +155,9 @@ def reference(field: torch.Tensor, level: float = 0.0) -> tuple[torch.Tensor, to
     return vertices, index[corner[:, 0], corner[:, 1], corner[:, 2], edge // 4].view(-1, 3).int()
 
 
-def _native(field: torch.Tensor, level: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+def _csrc(field: torch.Tensor, level: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
     _check(field, level)
+    _check_finite(bool(torch.isfinite(field).all()))
     library, field, table = native.load("cpu"), field.detach().contiguous(), case_table()
     counts = torch.empty(2, dtype=torch.int64)
     library.marching_cubes_count(field, float(level), table, counts)
@@ -161,9 +167,23 @@ def _native(field: torch.Tensor, level: float = 0.0) -> tuple[torch.Tensor, torc
     return vertices, faces
 
 
-def _why_not_native(field: torch.Tensor, level: float = 0.0) -> list[str]:
-    reasons = [] if field.device.type == "cpu" else [f"field is on {field.device}, not on the CPU"]
-    return reasons if native.available("cpu") else [*reasons, "the CPU library is not built"]
+def _cuda(field: torch.Tensor, level: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Waits for the GPU once, to learn how many vertices and faces there are and whether the field is finite."""
+    _check(field, level)
+    library, field, table, device = native.load("cuda"), field.detach().contiguous(), case_table(), field.device
+    words = (*field.shape[:2], -(-field.shape[2] // WORD))
+    inside = torch.empty(words, dtype=torch.int32, device=device)
+    counts = torch.empty(2 * inside.numel() + 1, dtype=torch.int32, device=device)
+    library.marching_cubes_count(field, float(level), table, inside, counts)
+    ends = counts.cumsum(0)  # in 64 bits
+    del counts
+    ends_of_all = torch.stack([ends[inside.numel() - 1], ends[-2], ends[-1]])
+    vertex_count, both, with_flag = ends_of_all.tolist()
+    _check_finite(with_flag == both)
+    vertices = torch.empty((vertex_count, 3), dtype=torch.float32, device=device)
+    faces = torch.empty((both - vertex_count, 3), dtype=torch.int32, device=device)
+    library.marching_cubes_fill(field, float(level), table, NUDGE, inside, ends, vertices, faces)
+    return vertices, faces
 
 
 def _examples(device: str):
@@ -175,7 +195,10 @@ def _examples(device: str):
 marching_cubes = Op(
     name="marching_cubes",
     reference=reference,
-    implementations=[Implementation("csrc", _native, _why_not_native)],
+    implementations=[
+        Implementation("cuda", _cuda, lambda field, level=0.0: native.why_not("cuda", field)),
+        Implementation("csrc", _csrc, lambda field, level=0.0: native.why_not("cpu", field)),
+    ],
     examples=_examples,
     tolerance=1e-5,
     source="Lorensen and Cline, Marching Cubes, SIGGRAPH 1987",

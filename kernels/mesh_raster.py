@@ -11,29 +11,12 @@ A face index out of range raises ValueError on the CPU. On CUDA, where looking w
 draws nothing.
 """
 
-import functools
 from collections.abc import Iterable, Sequence
 
 import torch
 
 from sv3d_fast.kernels import native
 from sv3d_fast.kernels.op import Implementation, Op
-
-_built = functools.cache(native.available)  # a call must not wait for the file system
-
-
-def _why_not(kind: str):
-    device = "cuda" if kind == "cuda" else "cpu"
-
-    def why_not(vertices: torch.Tensor, *args, **kwargs) -> list[str]:
-        reasons = []
-        if vertices.device.type != device:
-            reasons.append(f"needs {device} tensors, got {vertices.device.type}")
-        if not _built(kind):
-            reasons.append(f"the {kind} library is not built")
-        return reasons
-
-    return why_not
 
 
 def _ready(tensor: torch.Tensor) -> torch.Tensor:
@@ -257,7 +240,10 @@ def _batch_examples(device: str) -> Iterable[tuple]:
 
 
 def _op(name: str, reference, run, examples, tolerance: float) -> Op:
-    implementations = [Implementation("cuda", run, _why_not("cuda")), Implementation("csrc", run, _why_not("cpu"))]
+    implementations = [
+        Implementation("cuda", run, lambda vertices, *args, **kwargs: native.why_not("cuda", vertices)),
+        Implementation("csrc", run, lambda vertices, *args, **kwargs: native.why_not("cpu", vertices)),
+    ]
     return Op(name, reference, implementations, examples, tolerance, "csrc/mesh_raster.h")
 
 

@@ -1,7 +1,12 @@
 """The compiled libraries of csrc/, loaded on first use."""
 
 import functools
+import os
 from pathlib import Path
+
+import torch
+
+FOLDER_VARIABLE = "SV3D_FAST_NATIVE"  # a folder of libraries to use instead, such as a sanitizer build
 
 
 class NativeLibraryError(RuntimeError):
@@ -10,6 +15,8 @@ class NativeLibraryError(RuntimeError):
 
 def folder() -> Path:
     """Where the libraries are: beside the installed package, or in the source tree of an editable install."""
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        return Path(chosen)
     import sv3d_fast
 
     return Path(sv3d_fast.__file__).resolve().parent / "native"
@@ -18,6 +25,15 @@ def folder() -> Path:
 def available(kind: str) -> bool:
     """Whether the library of `kind` ("cpu" or "cuda") was built."""
     return (folder() / f"libsv3d_fast_{kind}.so").exists()
+
+
+_built = functools.cache(available)  # a call of an op must not wait for the file system
+
+
+def why_not(kind: str, tensor: torch.Tensor) -> list[str]:
+    """The reasons why the library of `kind` ("cpu" or "cuda") can't work on a tensor; empty if it can."""
+    reasons = [] if tensor.device.type == kind else [f"needs {kind} tensors, got {tensor.device.type}"]
+    return reasons if _built(kind) else [*reasons, f"the {kind} library is not built"]
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from sv3d_fast.kernels.op import Implementation, Op
 RADIUS = 5
 SIGMA = 1.5
 C1, C2 = 0.01**2, 0.03**2
+STRIP, COLUMNS, MAX_CHANNELS = 48, 128, 64  # of csrc/ssim.cu: a block's rows, and values of a row
 
 
 def reference(x: Tensor, y: Tensor) -> Tensor:
@@ -75,18 +76,47 @@ class _Csrc(torch.autograd.Function):
         return gradient * v_means[:, None, None, None], None
 
 
+class _Cuda(torch.autograd.Function):
+    """Keeps the similarity's derivatives by the filtered moments, which the backward pass filters once more."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        x, y = x.detach().contiguous(), y.contiguous()
+        count, height, width, channels = x.shape
+        blocks = -(-height // STRIP) * -(-width * channels // COLUMNS)
+        sums = x.new_empty((count, blocks))
+        derivatives = x.new_empty((3, *x.shape) if ctx.needs_input_grad[0] else 0)
+        native.load("cuda").ssim_forward(x, y, sums, derivatives)
+        ctx.save_for_backward(x, y, derivatives)
+        return sums.sum(1) / x[0].numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, v_means):
+        x, y, derivatives = ctx.saved_tensors
+        gradient = torch.empty_like(x)
+        scales = (v_means / x[0].numel()).contiguous()
+        native.load("cuda").ssim_backward(x, y, derivatives, scales, gradient)
+        return gradient, None
+
+
 def _csrc(x: Tensor, y: Tensor) -> Tensor:
     _check(x, y)
     return _Csrc.apply(x, y)
 
 
-def _why_not_csrc(x, *args, **kwargs) -> list[str]:
-    reasons = [] if x.device.type == "cpu" else [f"needs CPU tensors, got {x.device}"]
-    if x.dtype != torch.float32:
-        reasons.append(f"needs float32, got {x.dtype}")
-    if not native.available("cpu"):
-        reasons.append("the CPU library is not built")
-    return reasons
+def _cuda(x: Tensor, y: Tensor) -> Tensor:
+    _check(x, y)
+    return _Cuda.apply(x, y)
+
+
+def _why_not(kind: str, x: Tensor) -> list[str]:
+    return native.why_not(kind, x) + ([] if x.dtype == torch.float32 else [f"needs float32, got {x.dtype}"])
+
+
+def _why_not_cuda(x: Tensor, y: Tensor) -> list[str]:
+    wide = x.ndim > 0 and x.shape[-1] > MAX_CHANNELS
+    return _why_not("cuda", x) + ([f"takes up to {MAX_CHANNELS} channels, got {x.shape[-1]}"] if wide else [])
 
 
 def _examples(device: str) -> Iterator[tuple]:
@@ -100,7 +130,10 @@ def _examples(device: str) -> Iterator[tuple]:
 ssim = Op(
     name="ssim",
     reference=reference,
-    implementations=(Implementation("csrc", _csrc, _why_not_csrc),),
+    implementations=(
+        Implementation("cuda", _cuda, _why_not_cuda),
+        Implementation("csrc", _csrc, lambda x, y: _why_not("cpu", x)),
+    ),
     examples=_examples,
     tolerance=1e-5,
     source="Wang et al. 2004; padding and constants of fused-ssim",

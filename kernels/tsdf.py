@@ -30,18 +30,21 @@ def _check(depths, weights, viewmats, Ks, resolution, half_extent, truncation) -
                 f"{name}: expected float32 {shape} on {depths.device}, "
                 f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
-    if torch.isnan(depths).any():
-        raise ValueError("depths: expected camera z, or infinity where nothing is hit, got NaN")
-    if not (torch.isfinite(weights).all() and (weights >= 0).all()):
-        raise ValueError("weights: expected finite values that are not negative")
-    for name, tensor in (("viewmats", viewmats), ("Ks", Ks)):
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{name}: expected finite values, got NaN or infinity")
     if resolution < 1:
         raise ValueError(f"resolution: expected at least 1, got {resolution}")
     for name, value in (("half_extent", half_extent), ("truncation", truncation)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name}: expected a positive length, got {value}")
+    rules = (
+        (torch.isnan(depths).any(), "depths: expected camera z, or infinity where nothing is hit, got NaN"),
+        (((weights >= 0) & (weights < math.inf)).all().logical_not(), "weights: expected finite values of at least 0"),
+        (torch.isfinite(viewmats).all().logical_not(), "viewmats: expected finite values, got NaN or infinity"),
+        (torch.isfinite(Ks).all().logical_not(), "Ks: expected finite values, got NaN or infinity"),
+    )
+    broken = torch.stack([flag for flag, _ in rules]).tolist()  # waits for a GPU once
+    for (_, message), found in zip(rules, broken, strict=True):
+        if found:
+            raise ValueError(message)
 
 
 def reference(
@@ -99,16 +102,11 @@ def _sample(depth, u, v, row, column, truncation) -> torch.Tensor:
 
 def _native(depths, weights, viewmats, Ks, resolution, half_extent, truncation) -> tuple[torch.Tensor, torch.Tensor]:
     _check(depths, weights, viewmats, Ks, resolution, half_extent, truncation)
-    tsdf = torch.empty((resolution,) * 3, dtype=torch.float32)
+    tsdf = torch.empty((resolution,) * 3, dtype=torch.float32, device=depths.device)
     weight = torch.empty_like(tsdf)
     inputs = [t.detach().contiguous() for t in (depths, weights, viewmats, Ks)]
-    native.load("cpu").tsdf_fuse(*inputs, float(half_extent), float(truncation), tsdf, weight)
+    native.load(depths.device.type).tsdf_fuse(*inputs, float(half_extent), float(truncation), tsdf, weight)
     return tsdf, weight
-
-
-def _why_not_native(depths: torch.Tensor, *others) -> list[str]:
-    reasons = [] if depths.device.type == "cpu" else [f"depths is on {depths.device}, not on the CPU"]
-    return reasons if native.available("cpu") else [*reasons, "the CPU library is not built"]
 
 
 def _examples(device: str):
@@ -128,7 +126,10 @@ def _examples(device: str):
 tsdf_fuse = Op(
     name="tsdf_fuse",
     reference=reference,
-    implementations=[Implementation("csrc", _native, _why_not_native)],
+    implementations=[
+        Implementation("cuda", _native, lambda depths, *rest: native.why_not("cuda", depths)),
+        Implementation("csrc", _native, lambda depths, *rest: native.why_not("cpu", depths)),
+    ],
     examples=_examples,
     tolerance=1e-4,
     source="Curless and Levoy, SIGGRAPH 1996",

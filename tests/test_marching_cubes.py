@@ -93,6 +93,42 @@ def test_native_equals_the_reference_at_odd_shapes(shape):
     assert torch.equal(faces, expected_faces)
 
 
+SHAPES = [(1, 1, 1), (1, 5, 7), (5, 1, 1), (4, 5, 1), (2, 2, 2), (4, 5, 31), (4, 5, 32), (3, 4, 33), (40, 33, 97)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cuda_equals_the_cpu_at_odd_shapes(shape, ties):
+    field = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    field, level = (field.round(), 0.0) if ties else (field, 0.2)
+    vertices, faces = marching_cubes(field.cuda(), level, implementation="cuda")
+    expected_vertices, expected_faces = marching_cubes(field, level, implementation="csrc")
+    torch.testing.assert_close(vertices.cpu(), expected_vertices, rtol=1e-6, atol=1e-5)
+    assert torch.equal(faces.cpu(), expected_faces)
+
+
+@pytest.mark.gpu
+def test_cuda_takes_views_and_gives_the_same_bits_each_time():
+    field = closed_noise(6, (70, 31, 45)).cuda()
+    first = marching_cubes(field.permute(2, 0, 1), implementation="cuda")
+    second = marching_cubes(field.permute(2, 0, 1).contiguous(), implementation="cuda")
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    mesh = mesh_of(*(t.cpu() for t in first))
+    assert mesh.is_watertight
+    assert mesh.is_winding_consistent
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [(0, 0, 0), (4, 6, 40)])
+def test_cuda_finds_a_value_that_is_not_finite(place, value):
+    field = torch.ones(5, 7, 41, device="cuda")
+    field[place] = value
+    with pytest.raises(ValueError, match="field: expected finite"):
+        marching_cubes(field, implementation="cuda")
+
+
 def test_result_does_not_depend_on_the_number_of_threads():
     field = closed_noise(5, (50, 31, 40))
     threads = torch.get_num_threads()

@@ -64,6 +64,44 @@ def test_native_agrees_with_the_reference(shape):
     assert (a.grad - b.grad).norm() <= 1e-5 * b.grad.norm()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 37, 53, 3), (1, 1, 1, 1), (3, 5, 4, 2), (1, 3, 90, 1), (1, 49, 130, 1), (2, 100, 61, 4), (1, 8, 5, 64)],
+)
+def test_cuda_agrees_with_the_cpu(shape):
+    x, y = pair(shape)
+    weights = torch.arange(1, shape[0] + 1)
+    a, b = x.cuda().requires_grad_(), x.clone().requires_grad_()
+    got, expected = ssim(a, y.cuda(), implementation="cuda"), ssim(b, y, implementation="csrc")
+    (got * weights.cuda()).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(got.cpu(), expected, atol=2e-6, rtol=1e-5)
+    assert (a.grad.cpu() - b.grad).norm() <= 1e-5 * b.grad.norm()
+    alone = ssim(x.cuda(), y.cuda(), implementation="cuda")  # no derivatives are kept
+    assert torch.equal(alone, got.detach())
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_same_bits_twice_and_takes_strided_inputs():
+    x, y = (t.cuda() for t in pair((3, 70, 90, 3)))
+    turned = x.movedim(-1, 1).contiguous().movedim(1, -1)
+    assert torch.equal(ssim(x, y, implementation="cuda"), ssim(turned, y, implementation="cuda"))
+    gradients = []
+    for image in (x, turned):
+        value = image.clone().requires_grad_()
+        gradients += torch.autograd.grad(ssim(value, y, implementation="cuda").sum(), value)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.gpu
+def test_cuda_says_that_it_takes_no_more_than_64_channels():
+    x, y = (t.cuda() for t in pair((1, 4, 4, 65)))
+    assert ssim.choose(x, y).name == "reference"
+    with pytest.raises(UnsupportedError, match="up to 64 channels, got 65"):
+        ssim(x, y, implementation="cuda")
+
+
 def test_gradient_is_the_slope():
     x, y = pair((1, 9, 7, 2))
     value = x.clone().requires_grad_()

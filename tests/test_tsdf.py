@@ -53,20 +53,40 @@ def test_sphere_is_recovered_within_half_a_voxel(implementation):
     assert (radii - RADIUS).abs().max() < 0.5 * voxel
 
 
-@pytest.mark.parametrize(("views", "height", "width", "resolution"), [(1, 1, 1, 1), (3, 37, 50, 19), (2, 65, 9, 34)])
-def test_native_equals_the_reference(views, height, width, resolution):
+def random_views(views, height, width, resolution):
     generator = torch.Generator().manual_seed(views)
     depths = 2 + 0.2 * torch.rand((views, height, width), generator=generator)
     depths[:, :, : width // 4] = math.inf
     weights = torch.rand((views, height, width), generator=generator).sub(0.2).clamp(min=0)
     orbit = Orbit(torch.rand(views, generator=generator) * 60 - 30, torch.rand(views, generator=generator) * 360)
     K = torch.tensor([[1.6 * width, 0, 0.47 * width], [0, 1.6 * height, 0.53 * height], [0, 0, 1]]).repeat(views, 1, 1)
-    inputs = depths, weights, orbit.world_to_camera(), K, resolution, HALF_EXTENT, 0.07
-    native = tsdf_fuse(*inputs, implementation="csrc")
-    reference = tsdf_fuse(*inputs, implementation="reference")
-    for ours, theirs in zip(native, reference, strict=True):  # a voxel between two pixels may fall into either
-        differs = ~torch.isclose(ours, theirs, rtol=1e-4, atol=1e-4)
-        assert differs.float().mean() < 2e-4
+    return depths, weights, orbit.world_to_camera(), K, resolution, HALF_EXTENT, 0.07
+
+
+def assert_same(results, expected, share=2e-4):
+    for ours, theirs in zip(results, expected, strict=True):  # a voxel between two pixels may fall into either
+        differs = ~torch.isclose(ours.cpu(), theirs, rtol=1e-4, atol=1e-4)
+        assert differs.float().mean() < share
+
+
+@pytest.mark.parametrize(("views", "height", "width", "resolution"), [(1, 1, 1, 1), (3, 37, 50, 19), (2, 65, 9, 34)])
+def test_native_equals_the_reference(views, height, width, resolution):
+    inputs = random_views(views, height, width, resolution)
+    assert_same(tsdf_fuse(*inputs, implementation="csrc"), tsdf_fuse(*inputs, implementation="reference"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("views", "height", "width", "resolution"),
+    [(1, 1, 1, 1), (3, 37, 50, 19), (2, 65, 9, 36), (5, 64, 70, 64), (1, 9, 300, 101)],
+)
+def test_cuda_equals_the_cpu(views, height, width, resolution):
+    inputs = random_views(views, height, width, resolution)
+    on_gpu = [a.cuda() if torch.is_tensor(a) else a for a in inputs]
+    results = tsdf_fuse(*on_gpu, implementation="cuda")
+    assert_same(results, tsdf_fuse(*inputs, implementation="csrc"), share=1e-3)
+    again = tsdf_fuse(*on_gpu, implementation="cuda")
+    assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
 
 
 def test_a_ray_that_hits_nothing_frees_what_it_passes():
@@ -94,7 +114,8 @@ def test_what_lies_behind_a_surface_or_the_camera_is_not_seen():
     assert not weight[(torch.arange(20) + 0.5) * 0.6 - 6 > 2.0].any()
 
 
-def test_bad_input_is_named():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_bad_input_is_named(device):
     orbit = Orbit.static(0.0, 2)
     good = {
         "depths": torch.ones(2, 4, 5),
@@ -105,6 +126,7 @@ def test_bad_input_is_named():
         "half_extent": 0.5,
         "truncation": 0.1,
     }
+    good = {name: value.to(device) if torch.is_tensor(value) else value for name, value in good.items()}
     tsdf_fuse(*good.values())
     for name, value in (
         ("depths", torch.ones(4, 5)),
@@ -121,10 +143,14 @@ def test_bad_input_is_named():
         ("half_extent", 0.0),
         ("truncation", math.nan),
     ):
+        value = value.to(device) if torch.is_tensor(value) else value
         with pytest.raises(ValueError, match=name):
             tsdf_fuse(*(good | {name: value}).values())
 
 
-def test_cameras_whose_products_overflow_do_no_harm():
-    depths, huge = torch.ones(2, 3, 4), torch.full((2, 4, 4), 3e38)
-    tsdf_fuse(depths, depths, huge * torch.tensor([1.0, -1, 1, -1]), torch.full((2, 3, 3), 3e38), 9, 0.5, 0.1)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_cameras_whose_products_overflow_do_no_harm(device):
+    depths, huge = torch.ones(2, 3, 4, device=device), torch.full((2, 4, 4), 3e38, device=device)
+    signs, Ks = torch.tensor([1.0, -1, 1, -1], device=device), torch.full((2, 3, 3), 3e38, device=device)
+    for result in tsdf_fuse(depths, depths, huge * signs, Ks, 9, 0.5, 0.1):
+        assert result.isfinite().all()
