@@ -68,6 +68,7 @@ def _native(kind: str) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         return "built"  # it loads only where a driver is
     try:
-        return f"built {native.load(kind).build_info()}"
+        library = native.load(kind)
+        return f"built {library.build_info()}" if kind == "cpu" else "built"  # the CPU's alone tells how
     except native.NativeLibraryError as error:
         return f"built, but {error}"
