@@ -5,6 +5,7 @@ Whatever keeps a file from being written (a full disk, a folder that can't be wr
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -75,6 +76,11 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> Path:
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Writes a UTF-8 text file atomically; returns its path. Raises OutputError."""
     return write_bytes(path, text.encode())
+
+
+def natural_order(name: str) -> list:
+    """Sort key that reads runs of digits as numbers: frame2 before frame10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.findall(r"\d+|\D+", name)]
 
 
 def _beside(path: Path) -> Path:

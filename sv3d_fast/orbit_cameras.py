@@ -66,8 +66,8 @@ def read_transforms(path: str | os.PathLike) -> tuple[list[Path], list[Path] | N
     files = [_inside(path, frame.get("file_path")) for frame in frames]
     masks = [_inside(path, f["alpha_path"]) for f in frames] if all("alpha_path" in f for f in frames) else None
     matrices = np.stack([_matrix(path, index, frame.get("transform_matrix")) for index, frame in enumerate(frames)])
-    fov = _common_fov(path, [content | frame for frame in frames])
-    orbit = _fit(path, matrices, fov)
+    fov = common_fov(path, [content | frame for frame in frames])
+    orbit = fit_orbit(path, matrices, fov)
     return files, masks, _exact(content.get("orbit"), orbit)
 
 
@@ -98,7 +98,8 @@ def _matrix(path: Path, index: int, rows) -> np.ndarray:
     return matrix
 
 
-def _common_fov(path: Path, frames: list[dict]) -> float:
+def common_fov(path: Path, frames: list[dict]) -> float:
+    """Degrees across the longer side, from the intrinsics of each frame. Raises ValueError as `read_transforms`."""
     fovs = [_fov(path, index, frame) for index, frame in enumerate(frames)]
     if max(fovs) - min(fovs) > 0.1:
         raise ValueError(f"{path}: expected one field of view, got {min(fovs):.2f} to {max(fovs):.2f} degrees")
@@ -139,7 +140,12 @@ def _degrees(half: float) -> float:
     return 2 * math.degrees(math.atan(half))
 
 
-def _fit(path: Path, matrices: np.ndarray, fov: float) -> Orbit:
+def fit_orbit(path: Path, matrices: np.ndarray, fov: float) -> Orbit:
+    """The Orbit of (T, 4, 4) camera-to-world matrices, OpenGL axes, in a world as of camera.py at any scale.
+
+    path: named in errors. Raises ValueError for cameras that are not upright, not at one distance (1 %) or don't look
+    at the origin (0.5 degrees).
+    """
     positions, rights, backwards = matrices[:, :3, 3], matrices[:, :3, 0], matrices[:, :3, 2]
     distances = np.linalg.norm(positions, axis=1)
     radius = float(distances.mean())

@@ -1,9 +1,8 @@
-"""Orbits on disk: orbit.mp4, orbit.gif, frames/0000.png ... and transforms.json (nerfstudio's format)."""
+"""Orbits on disk: orbit.mp4, orbit.gif, frames/0000.png ..., transforms.json (nerfstudio's) and sparse/0 (COLMAP's)."""
 
 import io
 import json
 import os
-import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import torch
 from PIL import Image, ImageSequence
 
 from .camera import Orbit
-from .files import atomic_file, atomic_folder, make_folder, write_bytes, write_text
+from .colmap import find_model, read_colmap, write_colmap
+from .files import atomic_file, atomic_folder, make_folder, natural_order, write_bytes, write_text
 from .image import DECODE_ERRORS, ImageError, read_picture
 from .orbit_cameras import read_transforms, transforms_of
 from .video import MIN_FRAMES, OrbitVideo
@@ -28,7 +28,7 @@ BT709 = 1  # the number of the colour matrix, primaries and transfer curve in H.
 
 
 def save_orbit(video: OrbitVideo, folder: str | os.PathLike, fps: int = FPS) -> list[Path]:
-    """Writes orbit.mp4, orbit.gif, frames/ and transforms.json (and alpha/ where the masks are known).
+    """Writes orbit.mp4, orbit.gif, frames/, transforms.json and sparse/0 (and alpha/ where the masks are known).
 
     frames/ holds the frames on white as RGB, alpha/ the masks as 8-bit grey; both lossless, so that `load_orbit` of
     the folder gives the same video back. Returns the paths, every one complete. Raises OutputError.
@@ -44,6 +44,7 @@ def save_orbit(video: OrbitVideo, folder: str | os.PathLike, fps: int = FPS) -> 
                 (partial / f"{index:04d}.png").write_bytes(_png(mask))
     text = json.dumps(transforms_of(video.orbit, video.size, alpha=video.alpha is not None), indent=1)
     written = [folder / "frames", write_text(folder / "transforms.json", text + "\n")]
+    written.append(write_colmap(video.orbit, video.size, folder / "sparse"))
     return [*written, write_mp4(video, folder / "orbit.mp4", fps), write_gif(video, folder / "orbit.gif", fps)]
 
 
@@ -85,12 +86,22 @@ def gif_bytes(video: OrbitVideo, fps: int = FPS, size: int | None = None) -> byt
     return buffer.getvalue()
 
 
-def load_orbit(path: str | os.PathLike, *, elevation: float | None = None, orbit: Orbit | None = None) -> OrbitVideo:
-    """Reads an orbit: a video, an animated GIF or WebP, a folder of pictures, a transforms.json or its folder.
+def brings_cameras(path: str | os.PathLike) -> bool:
+    """Whether `load_orbit` takes the cameras from `path`: a transforms.json, a COLMAP text model, or a folder of one.
 
-    A transforms.json brings its cameras, any that fit an Orbit (see `orbit_cameras.read_transforms`). The other kinds
-    take `orbit`, or a turn in equal steps at `elevation` degrees (10, SV3D's default, without either) whose last
-    frame is the input view. A folder's pictures are taken in natural order (2 before 10).
+    Raises ValueError for half a COLMAP model.
+    """
+    path = Path(path)
+    return path.suffix.lower() == ".json" or (path / "transforms.json").is_file() or find_model(path) is not None
+
+
+def load_orbit(path: str | os.PathLike, *, elevation: float | None = None, orbit: Orbit | None = None) -> OrbitVideo:
+    """Reads an orbit: a video, an animated GIF or WebP, a folder of pictures, a transforms.json or a COLMAP model.
+
+    A transforms.json or its folder brings its cameras, any that fit an Orbit (see `orbit_cameras.read_transforms`);
+    so does a COLMAP text model, its folder or its project (see `colmap.read_colmap`). The other kinds take `orbit`, or
+    a turn in equal steps at `elevation` degrees (10, SV3D's default, without either) whose last frame is the input
+    view. A folder's pictures are taken in natural order (2 before 10).
     Transparent pictures are laid on white; alpha is kept if all frames have some. Frames that are not square get
     white on their shorter sides, so `fov` is that of the longer one.
     Raises ValueError (one line) for missing, damaged or non-picture files, fewer than 4 frames, sizes that differ, more
@@ -103,13 +114,20 @@ def load_orbit(path: str | os.PathLike, *, elevation: float | None = None, orbit
         raise ValueError(f"{path}: no such file or folder")
     if path.is_dir() and (path / "transforms.json").is_file():
         path = path / "transforms.json"
+    if brings_cameras(path) and (elevation is not None or orbit is not None):
+        raise ValueError(f"elevation, orbit: expected neither beside {path}, which brings its own cameras")
     if path.suffix.lower() == ".json":
-        if elevation is not None or orbit is not None:
-            raise ValueError(f"elevation, orbit: expected neither beside {path}, which brings its own cameras")
         files, masks, orbit = read_transforms(path)
         return _assemble(_read_pictures(files), path, None, orbit, _read_pictures(masks) if masks else None)
+    model = find_model(path)
+    if model is not None:
+        files, size, orbit = read_colmap(model)
+        pictures = _read_pictures(files)
+        if pictures[0].size != size:
+            raise ValueError(f"{files[0]}: expected {size} pixels as in cameras.txt, got {pictures[0].size}")
+        return _assemble(pictures, path, None, orbit)
     if path.is_dir():
-        files = sorted((f for f in path.iterdir() if f.suffix.lower() in PICTURES), key=_natural)
+        files = sorted((f for f in path.iterdir() if f.suffix.lower() in PICTURES), key=lambda f: natural_order(f.name))
         pictures = _read_pictures(files)
     else:
         pictures = _read_animation(path) if path.suffix.lower() in ANIMATIONS else _read_video(path)
@@ -193,13 +211,6 @@ def _read_video(path: Path) -> list[Image.Image]:
 def _check_pixels(pixels: int, path: Path) -> None:
     if pixels > MAX_VIDEO_PIXELS:
         raise ImageError(f"{path}: expected at most {MAX_VIDEO_PIXELS // 10**6} megapixels in all frames together")
-
-
-def _natural(path: Path) -> list:
-    """Sort key that reads runs of digits as numbers: frame2 before frame10."""
-    return [
-        (0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.findall(r"\d+|\D+", path.name)
-    ]
 
 
 def _png(pixels: np.ndarray) -> bytes:

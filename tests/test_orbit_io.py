@@ -43,7 +43,7 @@ def test_folder_round_trip_is_exact(tmp_path, alpha):
     before = video(alpha=alpha)
     written = save_orbit(before, tmp_path / "out")
     assert all(path.exists() for path in written)
-    expected = {"frames", "orbit.mp4", "orbit.gif", "transforms.json"} | ({"alpha"} if alpha else set())
+    expected = {"frames", "orbit.mp4", "orbit.gif", "transforms.json", "sparse"} | ({"alpha"} if alpha else set())
     assert {p.name for p in (tmp_path / "out").iterdir()} == expected
     assert sorted(p.name for p in (tmp_path / "out" / "frames").iterdir())[:2] == ["0000.png", "0001.png"]
     for path in (tmp_path / "out", tmp_path / "out" / "transforms.json"):
