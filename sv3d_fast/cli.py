@@ -1,4 +1,4 @@
-"""The command line: run, orbit, reconstruct, batch, bench, info. Every user error is one line and exit status 2."""
+"""The command line and its subcommands. Every user error is one line and exit status 2."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .preview_cli import add_convert, add_preview, preview_settings
 from .settings import EMBEDDED, Settings
 
 SOME_FAILED = 1
@@ -110,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     _reconstruction(run)
     run.set_defaults(command=_run)
 
-    orbit = commands.add_parser("orbit", help="a photo to its orbit alone: mp4, gif, frames, transforms.json")
+    orbit = commands.add_parser("orbit", help="a photo to its orbit alone: mp4, gif, frames, transforms.json, COLMAP")
     orbit.add_argument("photo", type=Path, help="any picture; transparency is respected")
     _output(orbit)
     _generation(orbit)
@@ -118,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
     reconstruct = commands.add_parser("reconstruct", help="an orbit to splats, a textured mesh and a report")
     reconstruct.add_argument(
-        "source", metavar="ORBIT", type=Path, help="mp4, gif, folder of frames, or transforms.json"
+        "source", metavar="ORBIT", type=Path, help="mp4, gif, folder of frames, transforms.json, or COLMAP text"
     )
     reconstruct.add_argument("--elevation", type=float, help="of a static orbit, degrees; estimated without it")
     _output(reconstruct)
@@ -135,6 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     _generation(batch)
     _reconstruction(batch)
     batch.set_defaults(command=_batch)
+
+    add_preview(commands, _preview)
+    add_convert(commands, _convert)
 
     bench = commands.add_parser("bench", help="how fast this machine is; or two results side by side")
     bench.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="results of earlier benches")
@@ -243,6 +247,26 @@ def _batch(args: argparse.Namespace) -> int:
     done = len(summary.rows) - summary.failed
     _say(args, f"{done} of {len(summary.rows)} pictures; open {summary.folder / 'index.html'}")
     return SOME_FAILED if summary.failed else 0
+
+
+def _preview(args: argparse.Namespace) -> int:
+    settings = preview_settings(args)
+    from .progress import watch
+    from .triposr_pipeline import previewing
+
+    running = previewing(args.photos, args.output_dir, settings, overwrite=args.overwrite)
+    summary = watch(running, quiet=args.quiet, interrupts=args.interrupts)
+    total = len(summary.done) + len(summary.failed)
+    _say(args, f"{len(summary.done)} of {total} pictures; {summary.folder}/NAME/report.html shows each")
+    return SOME_FAILED if summary.failed else 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from .triposr.convert import convert
+
+    for path in convert(args.checkpoint, args.output_dir, config=args.config, overwrite=args.overwrite):
+        _say(args, str(path))
+    return 0
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -92,15 +92,8 @@ def load_subject(
         raise ValueError(f"size: expected pixels in [8, 4096], got {size}")
     if foreground_ratio is not None and not 0 < foreground_ratio <= 1:
         raise ValueError(f"foreground_ratio: expected a share in (0, 1], got {foreground_ratio}")
-    if remove_background not in ("auto", "never"):
-        raise ValueError(f"remove_background: expected 'auto' or 'never', got {remove_background!r}")
-    if remove_background == "never" and matting_model is not None:
-        raise ValueError("matting_model: expected none with remove_background='never'")
-    name = "the picture" if isinstance(picture, Image.Image) else str(picture)
-    image = _decode(picture, name)
-    if image.mode != "RGBA":
-        image = _cut_out(image, name, size, remove_background == "auto", matting_model)
-    image = _centre(image, name, foreground_ratio)
+    image = cut_out(picture, size=size, remove_background=remove_background, matting_model=matting_model)
+    image = _centre(image, _name(picture), foreground_ratio)
     # Pillow premultiplies RGBA itself before it filters, so hidden colours don't bleed into edges.
     rgba = np.asarray(image.resize((size, size), Image.Resampling.LANCZOS)) / 255.0
     alpha = rgba[..., 3:]
@@ -108,12 +101,38 @@ def load_subject(
     return Subject(torch.from_numpy(on_white).float() / 255, torch.from_numpy(alpha[..., 0]).float())
 
 
+def cut_out(
+    picture: str | os.PathLike | Image.Image,
+    *,
+    size: int = SIZE,
+    remove_background: str = "auto",
+    matting_model: str | os.PathLike | None = None,
+) -> Image.Image:
+    """A picture as 8-bit RGBA, its alpha from where `load_subject` says; raises what it raises.
+
+    A picture without transparency is first shrunk to what a square of `size` pixels needs.
+    """
+    if remove_background not in ("auto", "never"):
+        raise ValueError(f"remove_background: expected 'auto' or 'never', got {remove_background!r}")
+    if remove_background == "never" and matting_model is not None:
+        raise ValueError("matting_model: expected none with remove_background='never'")
+    name = _name(picture)
+    image = _decode(picture, name)
+    if image.mode != "RGBA":
+        image = _cut_out(image, name, size, remove_background == "auto", matting_model)
+    return image
+
+
 def read_picture(picture: str | os.PathLike | Image.Image, name: str | None = None) -> Image.Image:
     """Any picture as 8-bit RGB, or RGBA where a pixel is transparent, upright.
 
     name: what errors call it; its path if None. Raises ImageError.
     """
-    return _decode(picture, name or ("the picture" if isinstance(picture, Image.Image) else str(picture)))
+    return _decode(picture, name or _name(picture))
+
+
+def _name(picture: str | os.PathLike | Image.Image) -> str:
+    return "the picture" if isinstance(picture, Image.Image) else str(picture)
 
 
 def _decode(picture, name: str) -> Image.Image:

@@ -18,7 +18,7 @@ from .generation import generating
 from .image import load_subject, read_picture
 from .info import chosen_implementations, versions
 from .model.weights import SV3DModel, load_model
-from .orbit_io import load_orbit, save_orbit
+from .orbit_io import brings_cameras, load_orbit, save_orbit
 from .poses import read_orbit
 from .prediction import why_not_fused
 from .preview import render_mesh, write_preview
@@ -41,12 +41,13 @@ DECISIVE = 0.005  # gain in consistency from which an elevation found is believe
 EMBEDDED_WEIGHTS = Path(__file__).parent / "mini" / "weights"
 EMBEDDED_RATIO = 0.85  # how the embedded model's training pictures were framed
 PLAN = {  # what each stage writes
-    "orbit": ("transforms.json", "orbit.mp4", "orbit.gif", "frames"),
+    "orbit": ("transforms.json", "sparse", "orbit.mp4", "orbit.gif", "frames"),
     "splats": ("splats.ply",),
     "mesh": ("mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png"),
     "report": ("preview.png", "report.html"),
 }
 SHAPING = ("mc_resolution", "target_faces", "texture_resolution")  # the settings of the mesh
+MODEL_FILES = (".json", ".yaml", ".safetensors", ".ckpt")
 MAX_POSES = 1000
 DEVICES = "auto, cpu, cuda or cuda:N"
 
@@ -139,11 +140,11 @@ def orbiting(
     """The first half of `running`: the photo's orbit and its files. The model is opened only if the orbit is made."""
     device, orbit = pick_device(settings.device), make_orbit(settings)
     depends = {
-        "picture": _digest_picture(photo), "orbit": orbit.to_dict(), "model": _identity(settings.model),
-        "matting_model": settings.matting_model and _identity(settings.matting_model),
+        "picture": digest_picture(photo), "orbit": orbit.to_dict(), "model": model_identity(settings.model),
+        "matting_model": settings.matting_model and model_identity(settings.matting_model),
         **{k: getattr(settings, k) for k in ("seed", "steps", "frame_size", "foreground_ratio", "remove_background")},
     }  # fmt: skip
-    record = Record.open(output, device, PLAN, _header(photo, device, settings.to_dict()), overwrite=overwrite)
+    record = Record.open(output, device, PLAN, manifest_header(photo, device, settings.to_dict()), overwrite=overwrite)
 
     def work() -> Generator[Event, None, OrbitVideo]:
         network = model or open_model(settings)
@@ -180,24 +181,24 @@ def reconstructing(
     elevation: float | None = None,
     overwrite: bool = False,
 ) -> Generator[Event, None, Result]:
-    """Any orbit (mp4, gif, folder of frames, transforms.json) to splats, mesh and report.
+    """Any orbit (mp4, gif, folder of frames, transforms.json, COLMAP text) to splats, mesh and report.
 
     elevation: of a static orbit in degrees, where the source holds no cameras; None estimates it from the silhouettes.
     Raises ValueError for what the user can mend: the orbit, the settings, the folder.
     """
     source, output, device = Path(source), Path(output), pick_device(settings.device)
-    brings_cameras = source.suffix.lower() == ".json" or (source / "transforms.json").is_file()
+    cameras_known = source.exists() and brings_cameras(source)
     video = load_orbit(source, elevation=elevation)
     alpha = foreground(video)
     inside = source.resolve().is_relative_to(output.resolve())
-    if inside and not brings_cameras and source.resolve() == output.resolve():
+    if inside and not cameras_known and source.resolve() == output.resolve():
         raise ValueError(f"{output}: expected another folder than the frames', where pictures will be written")
     used = {k: getattr(settings, k) for k in ("seed", "device", *SHAPING)} | {"elevation": elevation}
     plan = {k: v for k, v in PLAN.items() if not (inside and k == "orbit")}  # the source is not replaced
-    record = Record.open(output, device, plan, _header(source, device, used), overwrite=overwrite)
+    record = Record.open(output, device, plan, manifest_header(source, device, used), overwrite=overwrite)
     if inside:
         record.keep("orbit")
-    if elevation is None and not brings_cameras:
+    if elevation is None and not cameras_known:
         estimate, score = estimate_elevation(alpha, video.orbit)
         if score - consistency(alpha, video.orbit) < DECISIVE:
             taken = f"the silhouettes don't tell it, so {video.orbit.elevations[0]:.0f} degrees are taken"
@@ -270,7 +271,7 @@ def _figures(video: OrbitVideo, splats: Splats, mesh: Mesh) -> dict:
     }
 
 
-def _header(source: str | Path, device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
+def manifest_header(source: str | Path, device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
     """What a manifest holds from the start."""
     return {
         "input": Path(source).name,
@@ -282,17 +283,17 @@ def _header(source: str | Path, device: torch.device, settings: dict[str, Any]) 
     }
 
 
-def _identity(model: str | Path) -> list:
+def model_identity(model: str | Path) -> list:
     """What tells a model or another from the same place: names, sizes and times of its files; a repository's name."""
     path = EMBEDDED_WEIGHTS if model == EMBEDDED else Path(model).expanduser()
     if not path.exists():
         return [str(model)]
-    files = sorted(p for p in path.rglob("*") if p.suffix in (".json", ".safetensors")) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob("*") if p.suffix in MODEL_FILES) if path.is_dir() else [path]
     states = [(file, file.stat()) for file in files]
     return [str(path.resolve()), *([str(f.relative_to(path)), s.st_size, s.st_mtime_ns] for f, s in states)]
 
 
-def _digest_picture(photo: str | Path) -> str:
+def digest_picture(photo: str | Path) -> str:
     """Of the decoded pixels. Raises ImageError for what is no picture."""
     picture = read_picture(photo)
     return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()[:16]

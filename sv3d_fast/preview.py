@@ -59,21 +59,36 @@ def preview_image(video: OrbitVideo, mesh: Mesh, subject: Subject | None = None,
     orbit = video.orbit.select(index)
     renders, _ = render_mesh(mesh, orbit, tile)
     picture = Image.fromarray(video.frames[-1].cpu().numpy()) if subject is None else subject.to_pil()
-    large = 2 * tile + HEAD + FOOT
-    rows = [("Orbit", [Image.fromarray(f) for f in video.frames[index].cpu().numpy()])]
-    rows.append(("Mesh", [Image.fromarray(f) for f in renders.cpu().numpy()]))
+    azimuths = orbit.azimuths.tolist()
+    rows = [("Orbit", _pictures(video.frames[index]), azimuths), ("Mesh", _pictures(renders), azimuths)]
+    return _sheet(picture, rows, tile)
 
-    width = 2 * MARGIN + large + 3 * GAP + len(index) * (tile + GAP) - GAP
+
+def mesh_preview_image(picture: Image.Image, mesh: Mesh, orbit: Orbit, *, tile: int = TILE) -> Image.Image:
+    """A picture and renders of its mesh from an orbit of an even number of cameras, in two rows, on one RGB sheet."""
+    views, azimuths = _pictures(render_mesh(mesh, orbit, tile)[0]), orbit.azimuths.tolist()
+    half = len(views) // 2
+    return _sheet(picture, [("Mesh", views[:half], azimuths[:half]), ("", views[half:], azimuths[half:])], tile)
+
+
+def _pictures(frames: torch.Tensor) -> list[Image.Image]:
+    return [Image.fromarray(frame) for frame in frames.cpu().numpy()]
+
+
+def _sheet(picture: Image.Image, rows: list[tuple[str, list[Image.Image], list[float]]], tile: int) -> Image.Image:
+    """The picture at twice a tile's side, and beside it two rows: a heading, views, their azimuths in degrees."""
+    large = 2 * tile + HEAD + FOOT
+    width = 2 * MARGIN + large + 3 * GAP + len(rows[0][1]) * (tile + GAP) - GAP
     sheet = Image.new("RGB", (width, 2 * MARGIN + HEAD + large), "white")
     draw = ImageDraw.Draw(sheet)
     heading, label = ImageFont.load_default(20), ImageFont.load_default(14)
     _place(sheet, draw, picture, (MARGIN, MARGIN + HEAD), large)
     draw.text((MARGIN, MARGIN), "Input", INK, heading)
     left = MARGIN + large + 3 * GAP
-    for row, (name, pictures) in enumerate(rows):
+    for row, (name, views, azimuths) in enumerate(rows):
         top = MARGIN + row * (tile + HEAD + FOOT)
         draw.text((left, top), name, INK, heading)
-        for column, (view, azimuth) in enumerate(zip(pictures, orbit.azimuths.tolist(), strict=True)):
+        for column, (view, azimuth) in enumerate(zip(views, azimuths, strict=True)):
             x = left + column * (tile + GAP)
             _place(sheet, draw, view, (x, top + HEAD), tile)
             draw.text((x + tile / 2, top + HEAD + tile + 4), f"{azimuth % 360:.0f}°", FAINT, label, anchor="ma")
@@ -84,8 +99,13 @@ def write_preview(
     path: str | os.PathLike, video: OrbitVideo, mesh: Mesh, subject: Subject | None = None, *, tile: int = TILE
 ) -> Path:
     """Writes `preview_image` as a PNG; returns its path. Raises OutputError."""
+    return write_picture(path, preview_image(video, mesh, subject, tile=tile))
+
+
+def write_picture(path: str | os.PathLike, picture: Image.Image) -> Path:
+    """Writes a picture as a PNG; returns its path. Raises OutputError."""
     buffer = io.BytesIO()
-    preview_image(video, mesh, subject, tile=tile).save(buffer, "PNG", optimize=True)
+    picture.save(buffer, "PNG", optimize=True)
     return write_bytes(path, buffer.getvalue())
 
 

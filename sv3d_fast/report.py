@@ -13,7 +13,10 @@ from typing import Any
 from . import __version__
 from .files import OutputError, write_text
 
-FILES = ("mesh.glb", "mesh.obj", "splats.ply", "orbit.mp4", "orbit.gif", "transforms.json", "manifest.json")
+FILES = (
+    *("mesh.glb", "mesh.obj", "mesh.ply", "mesh.stl", "mesh.off", "mesh.3mf", "splats.ply", "orbit.mp4", "orbit.gif"),
+    *("render.mp4", "transforms.json", "manifest.json"),
+)
 
 
 def write_report(
@@ -28,18 +31,20 @@ def write_report(
     """
     folder = Path(folder)
     title = title or Path(str(manifest.get("input") or folder.resolve().name)).name
+    has_orbit = (folder / "orbit.gif").is_file()
+    made = "An orbit and a textured mesh" if has_orbit else "A mesh"
     columns = [
         [_viewer(folder), _links(folder)],
         [_picture(folder, "orbit.gif", "Orbit"), _card("Figures", _table(figures)) if figures else ""],
     ]
     cards = [
-        _picture(folder, "preview.png", "Input, orbit and mesh", "wide"),
+        _picture(folder, "preview.png", "Input, orbit and mesh" if has_orbit else "Input and mesh", "wide"),
         *(f'<div class="column">{"".join(column)}</div>' for column in columns if any(column)),
         _settings(manifest),
     ]
     parts = {
         "title": html.escape(title),
-        "subtitle": f"An orbit and a textured mesh from one picture, by sv3d-fast {__version__}",
+        "subtitle": f"{made} from one picture, by sv3d-fast {__version__}",
         "cards": "\n".join(card for card in cards if card),
     }
     template = importlib.resources.files(__package__).joinpath("scene/report.html").read_text(encoding="utf-8")

@@ -110,11 +110,8 @@ class Record:
 
         depends: what tells one result from another, plain values for JSON; this package's version is added.
         """
-        told = json.dumps([__version__, name, depends], sort_keys=True)
-        fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
-        entry = self.before.get(name, {})
-        complete = all((self.folder / file).exists() for file in self.plan[name])
-        if read and complete and entry.get("fingerprint") == fingerprint:
+        fingerprint, entry = _fingerprint(name, depends), self.before.get(name, {})
+        if read and self.is_finished(name, depends):
             try:
                 value = read()
             except (ValueError, OSError) as error:
@@ -151,6 +148,11 @@ class Record:
         yield StageFinished(name, value, seconds, peak)
         return value
 
+    def is_finished(self, name: str, depends: Mapping[str, Any]) -> bool:
+        """Whether an earlier run left this stage's files, made from equal `depends`."""
+        complete = all((self.folder / file).exists() for file in self.plan[name])
+        return complete and self.before.get(name, {}).get("fingerprint") == _fingerprint(name, depends)
+
     def note(self, **values: Any) -> None:
         """Adds to the entry of the stage that runs."""
         self._notes.update(values)
@@ -180,6 +182,11 @@ class Record:
             if name not in self.manifest["stages"]:
                 for path in map(self.folder.joinpath, files):
                     _remove(path)
+
+
+def _fingerprint(name: str, depends: Mapping[str, Any]) -> str:
+    told = json.dumps([__version__, name, depends], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def plain(value: Any) -> Any:

@@ -40,8 +40,13 @@ def prepare(picture: Image.Image | Subject, foreground_ratio: float = FOREGROUND
     corner = [(side - size) // 2 + (size - length) // 2 for length in (width, height)]
     square = Image.new("RGBA", (side, side))
     square.paste(picture.crop((box[0], box[1], box[0] + width, box[1] + height)), (corner[0], corner[1]))
+    return on_grey(square)
+
+
+def on_grey(picture: Image.Image) -> Image.Image:
+    """An RGBA picture laid on grey, as RGB; levels are truncated, as in the official script."""
     # in the script's type and order of operations, since what follows truncates
-    rgba = np.asarray(square).astype(np.float32) / 255.0
+    rgba = np.asarray(picture).astype(np.float32) / 255.0
     color, alpha = rgba[..., :3], rgba[..., 3:]
     return Image.fromarray(((color * alpha + (1 - alpha) * GREY) * 255.0).astype(np.uint8))
 

@@ -25,7 +25,8 @@ from .render import Renderer, orbit_rays
 from .vit import ImageTokenizer
 from .weights import load_weights
 
-CONFIG_NAME = "config.yaml"
+CONFIG_NAME, WEIGHTS_NAME = "config.yaml", "model.safetensors"
+OFFICIAL_NAME = "model.ckpt"  # of the weights of stabilityai/TripoSR
 MAX_RESOLUTION = 1024
 
 
@@ -50,7 +51,7 @@ class TripoSR(nn.Module):
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         config_name: str = CONFIG_NAME,
-        weight_name: str = "model.ckpt",
+        weight_name: str | None = None,
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
@@ -59,7 +60,8 @@ class TripoSR(nn.Module):
 
         pretrained_model_name_or_path: a folder with both files, or, where there is none, the name of a Hub
             repository, such as stabilityai/TripoSR.
-        weight_name: the official pickle, which is read as tensors alone, or a .safetensors file.
+        weight_name: the official pickle, which is read as tensors alone, or a .safetensors file. None takes a
+            folder's model.safetensors if it has one (see save_pretrained), else model.ckpt, the official name.
         Raises CheckpointError (a ValueError), in one line, for files that can't be found, read or used; ValueError
         for what is no device.
         """
@@ -68,7 +70,9 @@ class TripoSR(nn.Module):
         if not folder.exists():
             if isinstance(pretrained_model_name_or_path, os.PathLike):
                 raise CheckpointError(f"{folder}: no such folder")
-            folder = hub.fetch(pretrained_model_name_or_path, [config_name, weight_name])
+            folder = hub.fetch(pretrained_model_name_or_path, [config_name, weight_name or OFFICIAL_NAME])
+        if weight_name is None:
+            weight_name = WEIGHTS_NAME if (folder / WEIGHTS_NAME).is_file() else OFFICIAL_NAME
         config = read_config(folder / config_name)
         with torch.device("meta"):
             model = cls(config)
@@ -81,7 +85,7 @@ class TripoSR(nn.Module):
         with atomic_file(path / CONFIG_NAME) as file:
             file.write_text(config_yaml(self.config), encoding="utf-8")
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        with atomic_file(path / "model.safetensors") as file:
+        with atomic_file(path / WEIGHTS_NAME) as file:
             save_file(state, file, metadata={"format": "pt"})
 
     @property
