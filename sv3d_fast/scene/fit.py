@@ -16,16 +16,14 @@ from scipy.spatial import cKDTree
 from sv3d_fast import events
 from sv3d_fast.camera import Orbit
 from sv3d_fast.kernels.splat_raster import splat_raster
-from sv3d_fast.kernels.ssim import ssim
 from sv3d_fast.video import MIN_FRAMES, OrbitVideo
 
+from .fit_step import EPS2D, NEAR, Schedule, Step, Weights
 from .hull import Hull, azimuth_scores, surface_points, visual_hull
 from .masks import doubts, foreground
-from .shape_terms import CHANNELS, bend, shape_channels, third_axes
 from .splats import Splats
 
 STAGE = "fit"
-NEAR, EPS2D = 0.01, 0.3  # the rasteriser's near plane (world units) and screen-space dilation (px^2)
 INVISIBLE = 1 / 255  # splats below this opacity draw nothing: the rasteriser skips them
 REVERSED = 0.02  # how much more consistent the opposite orbit must be to warn about it
 
@@ -113,48 +111,28 @@ def fitting(
         )
     hull = visual_hull(alpha, video.orbit, tolerance=len(video.orbit) // 12, dilation=0)
     images, alpha = _resized(video.colors().to(device), size), _resized(alpha[..., None], size)
-    half = max(size // 2, 1)
-    levels = [  # frames, masks and intrinsics: first small, then whole
-        (_resized(images, side), _resized(alpha, side), video.orbit.intrinsics(side).to(device))
-        for side in (half, size)
-    ]
-
     splats, spacing = initial_splats(hull, images, alpha[..., 0], video.orbit, generator, config)
     parameters = {name: value.requires_grad_() for name, value in vars(splats).items()}
     gains = torch.zeros(len(video.orbit), 3, device=device, requires_grad=True)
-    optimizer, rates = _optimizer(parameters | {"gains": gains}, spacing, config)
-    weights = _view_weights(video.orbit, config.back_view).to(device)
-    viewmats = video.orbit.world_to_camera().to(device)
-    order = _order(steps, min(config.views_per_step, len(video.orbit)), len(video.orbit), generator).to(device)
-    backgrounds = torch.rand(*order.shape, 3, generator=generator).to(device)
+    order = _order(steps, min(config.views_per_step, len(video.orbit)), len(video.orbit), generator)
+    backgrounds = torch.rand(*order.shape, 3, generator=generator)
+    schedule = Schedule(
+        parameters | {"gains": gains}, _rates(spacing, config), order.to(device), backgrounds.to(device)
+    )
+    weights = Weights(
+        _view_weights(video.orbit, config.back_view).to(device),
+        *(config.dssim, config.mask, config.bend, config.flatness, config.opacity),
+    )
+    small = round(config.coarse * steps)
     figures: dict[str, float] = {}
-    for step in range(steps):
-        views, behind = order[step], backgrounds[step]
-        frames, masks, Ks = (level[views] for level in levels[step >= config.coarse * steps])
-        target = frames + (1 - masks) * (behind[:, None, None] - 1)  # the frames are on white
-        target = target.clamp(0, 1)
-
-        rgb, coverage, bent = _rendered(splats, viewmats[views], Ks, video.orbit, frames.shape[1], behind)
-        own = (gains - gains.mean(0))[views, None, None]
-        rgb = rgb + own * (rgb - (1 - coverage[..., None]) * behind[:, None, None])  # the background has no gain
-        error = (rgb - target).abs().mean((1, 2, 3))
-        structure = 1 - ssim(rgb, target)
-        silhouette = (coverage - masks[..., 0]).abs().mean((1, 2))
-        per_view = (1 - config.dssim) * error + config.dssim * structure + config.mask * silhouette
-        loss = (weights[views] * (per_view + config.bend * bent)).sum() / weights[views].sum()
-        thin = splats.log_scales[:, 2].exp().mean() / spacing
-        total = loss + config.flatness * thin + config.opacity * splats.opacities.mean()
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        progress = step / steps
-        for group, (rate, decay) in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * decay**progress
-        optimizer.step()
-
-        if step % 10 == 0 or step == steps - 1:  # reading a figure waits for a GPU
-            noise = float((rgb.detach() - target).square().mean())
-            figures = {"loss": float(loss.detach()), "psnr": -10 * math.log10(max(noise, 1e-12))}
-        yield events.Progress(STAGE, step + 1, steps, dict(figures))
+    for side, begin, end in ((max(size // 2, 1), 0, small), (size, small, steps)):
+        frames, masks = _resized(images, side), _resized(alpha, side)
+        step = Step(splats, gains, schedule, weights, spacing, video.orbit, frames, masks)
+        for done in range(begin + 1, end + 1):
+            step()
+            if done % 10 == 1 or done == steps:  # reading a figure waits for a GPU
+                figures = {"loss": float(step.loss), "psnr": -10 * math.log10(max(float(step.noise), 1e-12))}
+            yield events.Progress(STAGE, done, steps, dict(figures))
     return _visible(splats)
 
 
@@ -177,17 +155,6 @@ def render(
         orbit.world_to_camera().to(device), orbit.intrinsics(size).to(device), size, size, backgrounds, NEAR, EPS2D,
     )  # fmt: skip
     return rgb, alpha[..., 0]
-
-
-def _rendered(splats: Splats, viewmats, Ks, orbit: Orbit, size: int, backgrounds: torch.Tensor):
-    """Images (V, size, size, 3) and alpha (V, size, size) of views (V, 4, 4), and the bend (V,) of their surface."""
-    shape = shape_channels(splats.means, third_axes(splats.quats), viewmats, orbit.radius)
-    channels = torch.cat([splats.colors.expand(len(viewmats), -1, -1), shape], -1)
-    image, alpha = splat_raster(
-        splats.means, splats.quats, splats.scales, splats.opacities, channels, viewmats, Ks, size, size,
-        F.pad(backgrounds, (0, CHANNELS)), NEAR, EPS2D,
-    )  # fmt: skip
-    return image[..., :3], alpha[..., 0], bend(image[..., 3:], orbit.focal(size), orbit.radius)
 
 
 def initial_splats(
@@ -249,9 +216,9 @@ def _best_facing_colors(points, normals, images, alpha, orbit) -> torch.Tensor:
     return colors
 
 
-def _optimizer(parameters, spacing: float, config: FitConfig):
-    """Adam with a group for each parameter, and each group's first rate and decay."""
-    rates = {
+def _rates(spacing: float, config: FitConfig) -> dict[str, tuple[float, float]]:
+    """Of each parameter, in the order that the gains come last: the first learning rate, and what is left of it."""
+    return {
         "means": (config.lr_means * spacing, config.decay**2),
         "quats": (config.lr_quats, config.decay),
         "log_scales": (config.lr_scales, config.decay),
@@ -259,8 +226,6 @@ def _optimizer(parameters, spacing: float, config: FitConfig):
         "colors": (config.lr_colors, config.decay),
         "gains": (config.lr_gains, config.decay),
     }
-    groups = [{"params": [parameters[name]], "lr": rate} for name, (rate, _) in rates.items()]
-    return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True), list(rates.values())
 
 
 def _order(steps: int, at_once: int, views: int, generator: torch.Generator) -> torch.Tensor:

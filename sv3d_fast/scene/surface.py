@@ -22,6 +22,7 @@ from sv3d_fast.kernels.marching_cubes import marching_cubes
 from sv3d_fast.kernels.splat_raster import splat_raster
 from sv3d_fast.kernels.tsdf import tsdf_fuse
 from sv3d_fast.scene.hull import Hull
+from sv3d_fast.scene.manifold import parted
 from sv3d_fast.scene.mesh import Mesh
 from sv3d_fast.scene.silhouettes import snapped
 from sv3d_fast.scene.splats import Splats
@@ -36,16 +37,7 @@ UNSURE = 0.1  # weight at which the hull has as much say as the depth maps
 SMOOTHING = 0.8  # voxels, standard deviation
 SLAB_POINTS = 1 << 21  # points at which the hull is sampled at a time, to bound memory
 SMALLEST = 0.02  # components below this part of the largest one's volume are dropped
-AGGRESSIVENESS = (5.0, 3.0, 1.0)  # of the decimation, tried in turn until the result is closed
-FEWER = (
-    1.0,
-    0.95,
-    0.9,
-    0.85,
-    0.8,
-    0.75,
-    0.7,
-)  # of the budget: a little less often stays closed where the whole doesn't
+FEWER = (1.0, 0.85, 0.7)  # of the budget: a little less often stays closed where the whole doesn't
 
 
 def extract(
@@ -317,16 +309,12 @@ def _decimated(vertices: torch.Tensor, faces: torch.Tensor, target_faces: int) -
     if len(faces) <= target_faces:
         return Mesh(vertices, faces)
     points, triangles = vertices.cpu().numpy(), faces.cpu().numpy()
-    within = [(max(4, int(share * target_faces)), agg) for share in FEWER for agg in AGGRESSIVENESS[:-1]]
-    beyond = [(target, agg) for target in (target_faces, (target_faces + len(faces)) // 2) for agg in AGGRESSIVENESS]
-    for target, aggressiveness in within + beyond:
-        new_points, new_triangles = fast_simplification.simplify(
-            points, triangles, target_count=target, agg=aggressiveness
-        )
-        used, compact = np.unique(new_triangles, return_inverse=True)
+    targets = [max(4, int(share * target_faces)) for share in FEWER] + [(target_faces + len(faces)) // 2]
+    for target in targets:
+        new_points, new_triangles = parted(*fast_simplification.simplify(points, triangles, target_count=target))
         mesh = Mesh(
-            torch.from_numpy(new_points[used].astype(np.float32)).to(vertices.device),
-            torch.from_numpy(compact.reshape(-1, 3).astype(np.int32)).to(faces.device),
+            torch.from_numpy(new_points.astype(np.float32)).to(vertices.device),
+            torch.from_numpy(new_triangles.astype(np.int32)).to(faces.device),
         )
         if is_closed(mesh):
             return mesh
