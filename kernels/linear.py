@@ -18,7 +18,8 @@ def reference(
 ) -> Tensor:
     """x (M, k) @ weight (n, k).T + bias (n,) + rows + residual (M, n); rows: (G, n), each for M / G successive rows.
 
-    gelu: the product with its bias goes through an exact (erf) GELU before rows and residual are added. Raises ValueError where G doesn't divide M.
+    gelu: an exact (erf) GELU of the product with its bias, before rows and residual. Raises ValueError where G doesn't
+    divide M.
     """
     if rows is not None and len(x) % len(rows):
         raise ValueError(f"rows: expected a divisor of {len(x)} rows, got {len(rows)}")

@@ -18,7 +18,8 @@ class _Graph:
     """The network at one batch size; its buffers are overwritten by each run."""
 
     def __init__(self, network: FusedTripoSR, like: Tensor, pool: Any):
-        self.pixels = torch.zeros_like(like)
+        with torch.inference_mode(False):  # or later calls could write to it in that mode alone
+            self.pixels = torch.zeros_like(like)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries choose their algorithms outside the graph
