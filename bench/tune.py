@@ -1,7 +1,8 @@
-"""Finds the tiles of every matrix product of a step: `python -m bench.tune --output kernels/tiles_sm90.json`.
+"""Finds the tiles of every matrix product of a network: `python -m bench.tune --output kernels/tiles_sm90.json`.
 
-Compiles all candidates in parallel processes, then times each at the shapes of a guided step of 21 frames at 576².
-Where the library is faster than every candidate, the entry is null. Run it on the GPU whose table it makes.
+Compiles all candidates in parallel processes, then times each at the shapes of a guided step of SV3D, 21 frames at
+576², and of TripoSR with 1 and 8 pictures. Where the library is faster than every candidate, the entry is null. Entries
+of the output that are not measured stay. Run it on the GPU whose table it makes.
 """
 
 import argparse
@@ -22,6 +23,14 @@ ORBITS, FRAMES = 2, 21
 LEVELS = ((72, 320), (36, 640), (18, 1280), (9, 1280))
 SKIPS = ((72, 640, 320), (72, 320, 320), (36, 1280, 640), (36, 640, 640), (36, 320, 640), (18, 1280, 1280),
          (18, 640, 1280), (9, 1280, 1280))  # fmt: skip
+PICTURES = (1, 8)
+IMAGE_TOKENS, TRIPLANE_TOKENS = 1025, 3072  # a picture
+FEW_ROWS = 16384  # below it, small tiles are tried too: else there may be fewer tiles than multiprocessors
+SMALL = (
+    Tiles(64, 64, 64, 4, 4, 8, 3),
+    Tiles(64, 128, 64, 4, 4, 8, 2),
+    Tiles(64, 256, 64, 4, 3, 8, 1),
+)
 CANDIDATES = (
     Tiles(128, 128, 64, 4, 3, 8, 2),
     Tiles(128, 128, 64, 8, 4, 8, 1),
@@ -44,6 +53,7 @@ class Case:
     bias: bool = False
     residual: bool = False
     rows: bool = False
+    gelu: bool = False
 
     @property
     def key(self) -> str:
@@ -56,7 +66,7 @@ class Case:
         return 2.0 * self.m * self.n * self.k * (3 if self.kind == "temporal_conv" else 1)
 
 
-def cases() -> Iterator[Case]:
+def sv3d() -> Iterator[Case]:
     """Every product of a step."""
     for side, c in LEVELS:
         m = ORBITS * FRAMES * side * side
@@ -68,6 +78,26 @@ def cases() -> Iterator[Case]:
         yield Case("temporal_conv", m, c, c, bias=True, residual=True)
     for side, k, n in SKIPS:
         yield Case("linear", ORBITS * FRAMES * side * side, n, k, residual=True)
+
+
+def triposr() -> Iterator[Case]:
+    """Every product of the fused networks; of those that share a shape, the one that runs most."""
+    for pictures in PICTURES:
+        m, width, hidden = pictures * IMAGE_TOKENS, 768, 3072
+        yield Case("linear", m, 3 * width, width, bias=True)
+        yield Case("linear", m, width, width, bias=True, residual=True)
+        yield Case("linear", m, hidden, width, bias=True, gelu=True)
+        yield Case("linear", m, width, hidden, bias=True, residual=True)
+        yield Case("linear", m, 16 * 2 * 1024, width)  # keys and values of all layers
+        m, width = pictures * TRIPLANE_TOKENS, 1024
+        yield Case("linear", m, 3 * width, width)
+        yield Case("linear", m, width, width, bias=True, residual=True)
+        yield Case("geglu", m, 8 * width, width, bias=True)
+        yield Case("linear", m, width, 4 * width, bias=True, residual=True)
+        yield Case("linear", m, 160, width, residual=True)
+
+
+NETWORKS = {"sv3d": sv3d, "triposr": triposr}
 
 
 def operands(case: Case) -> tuple[Callable, Callable]:
@@ -87,8 +117,9 @@ def operands(case: Case) -> tuple[Callable, Callable]:
 
     def ours(tiles: Tiles) -> torch.Tensor:
         return gemm(
-            x, weight, bias, tiles, taps=taps, shift=shift, rows=rows, residual=residual, geglu=case.kind == "geglu"
-        )
+            x, weight, bias, tiles, taps=taps, shift=shift, rows=rows, residual=residual,
+            geglu=case.kind == "geglu", gelu=case.gelu,
+        )  # fmt: skip
 
     def library() -> torch.Tensor:
         if taps == 3:
@@ -102,6 +133,7 @@ def operands(case: Case) -> tuple[Callable, Callable]:
             return value * F.gelu(gate)
         else:
             y = F.linear(x, weight, bias)
+            y = F.gelu(y) if case.gelu else y
             y = y if rows is None else (y.view(len(rows), -1, case.n) + rows[:, None]).view_as(y)
         return y if residual is None else y + residual
 
@@ -110,7 +142,7 @@ def operands(case: Case) -> tuple[Callable, Callable]:
 
 def usable(case: Case) -> list[Tiles]:
     """Candidates for a case."""
-    return list(CANDIDATES)
+    return [*CANDIDATES, *(SMALL if case.m < FEW_ROWS else ())]
 
 
 def compile_one(task: tuple[Case, Tiles]) -> str | None:
@@ -146,12 +178,14 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.tune", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="the table, JSON")
+    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=list(NETWORKS), help="whose products")
     args = parser.parse_args()
-    tasks = [(case, tiles) for case in cases() for tiles in usable(case)]
+    cases = [case for name in args.network for case in NETWORKS[name]()]
+    tasks = [(case, tiles) for case in cases for tiles in usable(case)]
     seen: set[tuple] = set()  # one compilation serves all shapes with the same epilogue
     distinct = []
     for case, tiles in tasks:
-        kind = (case.kind, case.bias, case.residual, case.rows, tiles)
+        kind = (case.kind, case.bias, case.residual, case.rows, case.gelu, tiles)
         if kind not in seen:
             seen.add(kind)
             distinct.append((case, tiles))
@@ -159,9 +193,9 @@ def main() -> None:
         for task, error in zip(distinct, pool.map(compile_one, distinct), strict=True):
             if error:
                 print("skipped", task, error, flush=True)
-    table: dict[str, dict | None] = {}
+    table: dict[str, dict | None] = json.loads(args.output.read_text()) if args.output.exists() else {}
     best_ms: dict[str, float] = {}
-    for case in cases():
+    for case in cases:
         ours, library = operands(case)
         peer = milliseconds(library)
         timed = []

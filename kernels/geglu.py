@@ -8,11 +8,19 @@ from sv3d_fast.kernels import gemm, tiles
 from sv3d_fast.kernels.op import Implementation, Op
 
 
+def interleaved(rows: Tensor) -> Tensor:
+    """(2h, ...), values before gates, to value and gate in turn, as a copy."""
+    return rows.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1).contiguous()
+
+
+def separated(rows: Tensor) -> Tensor:
+    """The inverse of `interleaved`."""
+    return rows.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1).contiguous()
+
+
 def pack(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """A projection (2h, k) and its bias, values before gates, to value and gate in turn."""
-    return weight.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1).contiguous(), bias.view(
-        2, -1
-    ).T.flatten().contiguous()
+    return interleaved(weight), interleaved(bias)
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -27,7 +35,10 @@ def _fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _why_not_fused(x: Tensor, weight: Tensor, bias: Tensor) -> list[str]:
-    return gemm.why_not(x, weight, bias)
+    reasons = gemm.why_not(x, weight, bias)
+    if not reasons and tiles.choose("geglu", x.device, len(x), len(weight), x.shape[-1]) is None:
+        reasons.append("cuBLAS was measured to be faster at this shape")
+    return reasons
 
 
 def _examples(device: str):

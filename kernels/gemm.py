@@ -48,6 +48,7 @@ if triton is not None:
         HAS_ROWS: tl.constexpr,
         HAS_RESIDUAL: tl.constexpr,
         GEGLU: tl.constexpr,
+        GELU: tl.constexpr,
         BLOCK_M: tl.constexpr,
         BLOCK_N: tl.constexpr,
         BLOCK_K: tl.constexpr,
@@ -85,7 +86,7 @@ if triton is not None:
                 columns = column // 2 + tl.arange(0, BLOCK_N // 2)
                 width = n // 2
             else:
-                result = accumulator
+                result = _gelu(accumulator) if GELU else accumulator
                 width = n
             mask = (inside < length)[:, None] & (columns < width)[None, :]
             place = row.to(tl.int64)[:, None] * width + columns[None, :]
@@ -131,12 +132,13 @@ def gemm(
     rows: Tensor | None = None,
     residual: Tensor | None = None,
     geglu: bool = False,
+    gelu: bool = False,
 ) -> Tensor:
     """x (B, R, K) contiguous times weight (taps * N, K): returns (B, R, N), or (B, R, N / 2) with `geglu`.
 
     Tap i multiplies the rows (i - taps // 2) * shift further on by weight[i * N : (i + 1) * N]. bias: (N,). rows:
     (G, N), each added to B * R / G successive rows. residual: of the result's shape. geglu: columns 2j and 2j + 1 are
-    value and gate, and value * gelu(gate) is stored.
+    value and gate, and value * gelu(gate) is stored. gelu: of the product with its bias, before rows and residual.
     """
     orbits, length, k = x.shape
     n = weight.shape[0] // taps
@@ -148,7 +150,7 @@ def gemm(
         TensorDescriptor.from_tensor(x, [1, tiles.m, tiles.k]),
         TensorDescriptor.from_tensor(weight, [tiles.n, tiles.k]),
         bias, rows, residual, out, orbits, length, n, k, shift, 1 if rows is None else orbits * length // len(rows),
-        taps, bias is not None, rows is not None, residual is not None, geglu,
+        taps, bias is not None, rows is not None, residual is not None, geglu, gelu,
         tiles.m, tiles.n, tiles.k, tiles.group, programs,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

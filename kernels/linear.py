@@ -1,4 +1,4 @@
-"""A linear layer with what follows it: bias, a row per group of tokens, the residual."""
+"""A linear layer with what follows it: bias, GELU, a row per group of tokens, the residual."""
 
 import torch
 import torch.nn.functional as F
@@ -9,26 +9,35 @@ from sv3d_fast.kernels.op import Implementation, Op
 
 
 def reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, rows: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    rows: Tensor | None = None,
+    gelu: bool = False,
 ) -> Tensor:
     """x (M, k) @ weight (n, k).T + bias (n,) + rows + residual (M, n); rows: (G, n), each for M / G successive rows.
 
-    Raises ValueError where G doesn't divide M.
+    gelu: an exact (erf) GELU of the product with its bias, before rows and residual. Raises ValueError where G doesn't
+    divide M.
     """
     if rows is not None and len(x) % len(rows):
         raise ValueError(f"rows: expected a divisor of {len(x)} rows, got {len(rows)}")
     y = F.linear(x, weight, bias)
+    if gelu:
+        y = F.gelu(y)
     if rows is not None:
         y = (y.unflatten(0, (len(rows), -1)) + rows[:, None]).flatten(0, 1)
     return y if residual is None else y + residual
 
 
-def _fused(x, weight, bias=None, residual=None, rows=None):
+def _fused(x, weight, bias=None, residual=None, rows=None, gelu=False):
     how = tiles.choose("linear", x.device, len(x), len(weight), x.shape[-1])
-    return gemm.gemm(x[None], weight, bias, how, rows=rows, residual=None if residual is None else residual[None])[0]
+    residual = None if residual is None else residual[None]
+    return gemm.gemm(x[None], weight, bias, how, rows=rows, residual=residual, gelu=gelu)[0]
 
 
-def _why_not_fused(x, weight, bias=None, residual=None, rows=None) -> list[str]:
+def _why_not_fused(x, weight, bias=None, residual=None, rows=None, gelu=False) -> list[str]:
     reasons = gemm.why_not(x, weight, bias, residual, rows)
     if rows is not None and len(x) % len(rows):
         reasons.append(f"rows: expected a divisor of {len(x)} rows, got {len(rows)}")
@@ -37,13 +46,16 @@ def _why_not_fused(x, weight, bias=None, residual=None, rows=None) -> list[str]:
     return reasons
 
 
-def _library(x, weight, bias=None, residual=None, rows=None):
+def _library(x, weight, bias=None, residual=None, rows=None, gelu=False):
+    if gelu:
+        y = F.gelu(F.linear(x, weight, bias))
+        return y if residual is None else y + residual
     if bias is not None and residual is not None:
         return F.linear(x, weight, bias) + residual
     return F.linear(x, weight, bias) if residual is None else torch.addmm(residual, x, weight.T)
 
 
-def _why_not_library(x, weight, bias=None, residual=None, rows=None) -> list[str]:
+def _why_not_library(x, weight, bias=None, residual=None, rows=None, gelu=False) -> list[str]:
     reasons = [] if x.is_cuda else ["needs CUDA tensors"]
     return reasons if rows is None else [*reasons, "cuBLAS adds no rows"]
 
@@ -56,6 +68,7 @@ def _examples(device: str):
 
     yield random(45, 40), random(24, 40), random(24), random(45, 24), random(5, 24)
     yield random(1, 64), random(72, 64)
+    yield random(33, 24), random(40, 24), random(40), random(33, 40), None, True
     if device == "cuda":
         yield random(300, 320), random(960, 320), None, random(300, 960)
 

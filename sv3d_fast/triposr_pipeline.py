@@ -26,6 +26,7 @@ from .scene.mesh import Mesh
 from .scene.surface import is_closed
 from .stages import Record, plain
 from .triposr import TripoSR, prepare
+from .triposr.graphed import why_not_fused
 from .triposr.picture import on_grey
 from .video import OrbitVideo
 
@@ -147,6 +148,7 @@ def previewing(
         began = time.perf_counter()
         try:
             with torch.no_grad():
+                how = "plain" if why_not_fused(network) else "fused"
                 codes = network([job.picture for job in jobs], device)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
@@ -154,7 +156,8 @@ def previewing(
             for job in jobs:
                 yield from ended(job.name, job.photo, error)
             continue
-        notes = {"network_seconds": round((time.perf_counter() - began) / len(jobs), 3), "batch": len(jobs)}
+        seconds = round((time.perf_counter() - began) / len(jobs), 3)
+        notes = {"network": how, "network_seconds": seconds, "batch": len(jobs)}
         for job, code in zip(jobs, codes, strict=True):
             try:
                 for event in _finishing(job, network, code, settings, notes):

@@ -108,6 +108,7 @@ def test_writes_what_the_library_makes(photo, preview, checkpoint, tmp_path, cap
     assert manifest["settings"]["mc_resolution"] == RESOLUTION
     assert manifest["figures"]["Faces"] == len(mesh.faces)
     assert manifest["stages"]["mesh"]["batch"] == 1
+    assert manifest["stages"]["mesh"]["network"] == "plain"  # on a CPU
     assert set(manifest["stages"]) == {"mesh", "report"}
     page = (folder / "report.html").read_text()
     assert 'id="glb"' in page

@@ -68,11 +68,15 @@ TUNED = sorted(
 )
 
 
-@pytest.mark.parametrize(("kind", "size"), TUNED, ids=[f"{k}-{t.m}x{t.n}-{t.warps}-{t.stages}" for k, t in TUNED])
-def test_matrix_products_compile_for_hopper(kind, size: Tiles):
+@pytest.mark.parametrize(
+    ("kind", "size", "gelu"),
+    [*((kind, size, False) for kind, size in TUNED), ("linear", tiles.SAFE, True)],
+    ids=[*(f"{k}-{t.m}x{t.n}-{t.warps}-{t.stages}" for k, t in TUNED), "linear with GELU"],
+)
+def test_matrix_products_compile_for_hopper(kind, size: Tiles, gelu):
     constants = {
         "TAPS": 3 if kind == "temporal_conv" else 1, "HAS_BIAS": True, "HAS_ROWS": False,
-        "HAS_RESIDUAL": kind != "geglu", "GEGLU": kind == "geglu", "BLOCK_M": size.m, "BLOCK_N": size.n,
+        "HAS_RESIDUAL": kind != "geglu", "GEGLU": kind == "geglu", "GELU": gelu, "BLOCK_M": size.m, "BLOCK_N": size.n,
         "BLOCK_K": size.k, "GROUP": size.group, "PROGRAMS": 132,
     }  # fmt: skip
     descriptors = {

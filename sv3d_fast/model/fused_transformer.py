@@ -44,8 +44,10 @@ class Norm(Weights):
 class Linear(Weights):
     """A linear layer of (M, k) with what is added behind it."""
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-        return linear(x, self.weight, self.bias, residual, rows)
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, rows: Tensor | None = None, gelu: bool = False
+    ) -> Tensor:
+        return linear(x, self.weight, self.bias, residual, rows, gelu)
 
 
 class LayerNorm(Weights):

@@ -16,6 +16,7 @@ from sv3d_fast.model import hub
 from sv3d_fast.model.checkpoint import CheckpointError
 from sv3d_fast.scene.mesh import Mesh
 
+from . import graphed
 from .backbone import Backbone, TriplaneTokens, Upsampler
 from .config import TripoSRConfig, config_yaml, read_config
 from .extract import surface
@@ -53,7 +54,7 @@ class TripoSR(nn.Module):
         config_name: str = CONFIG_NAME,
         weight_name: str | None = None,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
     ) -> "TripoSR":
         """Loads a model in eval mode, without gradients.
@@ -62,6 +63,7 @@ class TripoSR(nn.Module):
             repository, such as stabilityai/TripoSR.
         weight_name: the official pickle, which is read as tensors alone, or a .safetensors file. None takes a
             folder's model.safetensors if it has one (see save_pretrained), else model.ckpt, the official name.
+        dtype: of the weights; None takes float16 on a GPU, where 16-bit networks run fused, and float32 elsewhere.
         Raises CheckpointError (a ValueError), in one line, for files that can't be found, read or used; ValueError
         for what is no device.
         """
@@ -76,6 +78,7 @@ class TripoSR(nn.Module):
         config = read_config(folder / config_name)
         with torch.device("meta"):
             model = cls(config)
+        dtype = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
         load_weights(model, folder / weight_name, dtype, place)
         return model
 
@@ -98,12 +101,20 @@ class TripoSR(nn.Module):
 
         RGBA pictures and Subjects are prepared; others should show the object on grey at 0.85 of the picture's side.
         device: that of the model, which may be left out. Raises ValueError for another one, and for what is no
-        picture.
+        picture. On a GPU, 16-bit networks run fused (see `graphed.why_not_fused`), in the first call after a while
+        of preparation for each of the batch sizes 1, 2, 4 and 8, which others are split into.
         """
         place = self.device if device is None else _device(device)
         if place.type != self.device.type or place.index not in (None, self.device.index):
             raise ValueError(f"device: expected {self.device}, where the model is, got {device}")
-        pixels = as_batch(images, self.config.image_size, self.device, self.tokenizer.embeddings.dtype)
+        pixels = as_batch(images, self.config.image_size, self.device, torch.float32)
+        differentiated = torch.is_grad_enabled() and pixels.requires_grad
+        if differentiated or graphed.why_not_fused(self):
+            return self.plain(pixels.to(self.tokenizer.embeddings.dtype))
+        return graphed.graphed(self)(pixels)
+
+    def plain(self, pixels: Tensor) -> Tensor:
+        """Scene codes of pictures (B, 3, image_size, image_size) in [0, 1] by the networks as they are defined."""
         image_tokens = self.image_tokenizer(pixels)
         tokens = self.tokenizer().expand(len(pixels), -1, -1)
         return self.post_processor(self.tokenizer.as_planes(self.backbone(tokens, image_tokens)))
