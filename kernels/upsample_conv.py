@@ -94,8 +94,7 @@ def _folded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
-def why_not_folded(x: Tensor, weight: Tensor, bias: Tensor) -> list[str]:
-    """Reasons why the folded kernel can't run on these operands."""
+def _why_not_folded(x: Tensor, weight: Tensor, bias: Tensor) -> list[str]:
     reasons = why_no_triton(x, weight, bias, capability=(9, 0))  # weights arrive by TMA
     if x.shape[-1] % 8:
         reasons.append(f"TMA needs rows of a multiple of 16 bytes, got {x.shape[-1]} channels")
@@ -120,7 +119,7 @@ def _examples(device: str):
 upsample_conv = Op(
     name="upsample_conv",
     reference=reference,
-    implementations=[Implementation("triton", _folded, why_not_folded)],
+    implementations=[Implementation("triton", _folded, _why_not_folded)],
     examples=_examples,
     tolerance=1e-3,  # 16-bit rounding of the result
 )

@@ -11,6 +11,7 @@ from . import sampler
 from .conditioning import Conditioning
 from .events import Progress
 from .model.config import SamplerConfig
+from .model.fused_vae import fused_decoder, why_not_fused
 from .model.unet import SV3DUNet
 from .model.vae import SV3DVAE
 from .prediction import prediction
@@ -93,11 +94,12 @@ def decoding(
     if chunk < 1:
         raise ValueError(f"decode_chunk_size: expected at least 1, got {chunk}")
     weight = next(vae.parameters())
+    decode = vae.decode if why_not_fused(vae) else fused_decoder(vae)
     pictures = []
     for start in range(0, len(latents), chunk):
         with torch.no_grad():
             part = latents[start : start + chunk].to(weight.device, torch.float32) / vae.config.scaling
-            pictures.append(vae.decode(part.to(weight.dtype)).float())
+            pictures.append(decode(part.to(weight.dtype)).float())
         yield Progress(stage, min(start + chunk, len(latents)), len(latents))
     return torch.cat(pictures)
 

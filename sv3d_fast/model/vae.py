@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sv3d_fast.kernels import upsample_conv
 from sv3d_fast.kernels.group_norm import group_norm, why_not_fused
 
 from .config import VAEConfig
@@ -93,10 +92,6 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
-            operands = x.permute(0, 2, 3, 1), upsample_conv.pack(self.conv.weight), self.conv.bias
-            if not upsample_conv.why_not_folded(*operands):
-                return upsample_conv.upsample_conv(*operands).permute(0, 3, 1, 2)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 

@@ -67,7 +67,7 @@ class Schedule:
         """Moves the parameters once, and on to the next step."""
         torch.mul(self._first, self._decay ** (self.index / len(self.order)), out=self._rates)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient.contiguous()  # fused Adam takes no other layout than the parameter's
         self._adam.step()
         self.index += 1
 
