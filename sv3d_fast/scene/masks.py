@@ -13,6 +13,7 @@ FAINT = 4 / 255  # a pixel this far from the background can belong to the object
 CERTAIN = 16 / 255  # a component needs a pixel this far: compression noise and ringing on white stay below
 CORE, NEAR, FAR = 48 / 255, 3, 10  # ringing is looked for this far, in pixels, from what is surely the object
 RINGING = 0.9  # part of those pixels that are taken for background
+BLEEDING = 0.12  # of the farthest colour within NEAR pixels: what compression and its coarse colours spill over edges
 BAND = 2  # pixels inside the outline whose alpha is soft
 SMALLEST = 0.005  # components below this part of the largest are specks
 OPENING = 0.0005  # holes below this part of the frame are filled whatever they are
@@ -57,8 +58,8 @@ def doubts(alpha: torch.Tensor) -> list[str]:
 def _from_white(video: OrbitVideo) -> torch.Tensor:
     frames = video.frames.cpu().numpy()
     distances = np.stack([_distance_to_background(frame) for frame in frames])
-    faint = _faint(distances)
-    masks = np.stack([_hysteresis(distance, faint) for distance in distances])
+    ringing = _ringing(distances)
+    masks = np.stack([_hysteresis(distance, _faint(distance, ringing)) for distance in distances])
     filled = np.stack([ndimage.binary_fill_holes(mask) for mask in masks])
     opened = filled & ~np.stack([_see_through(d, holes) for d, holes in zip(distances, filled & ~masks, strict=True)])
     if (opened != filled).any() and _agree(opened, filled, video.orbit):
@@ -75,18 +76,23 @@ def _distance_to_background(frame: np.ndarray) -> np.ndarray:
     return np.clip(white - frame, 0, 255).max(-1).astype(np.float32) / 255
 
 
-def _faint(distances: np.ndarray) -> float:
-    """The distance from which pixels can belong to the object: above the ringing that compression leaves around it."""
+def _ringing(distances: np.ndarray) -> float:
+    """The distance to the background that compression leaves around the object; 0 where there was none."""
     around = []
     for distance in distances:
         away = ndimage.distance_transform_edt(distance <= CORE)
         around.append(distance[(away > NEAR) & (away <= FAR)])
     pixels = np.concatenate(around)
-    ringing = float(np.quantile(pixels, RINGING)) if len(pixels) else 0.0
-    return float(np.clip(2 * ringing, FAINT, CERTAIN))
+    return float(np.quantile(pixels, RINGING)) if len(pixels) else 0.0
 
 
-def _hysteresis(distance: np.ndarray, faint: float) -> np.ndarray:
+def _faint(distance: np.ndarray, ringing: float) -> np.ndarray:
+    """(H, W) the distance from which pixels can belong to the object: above what compression leaves around it."""
+    far = np.full_like(distance, np.clip(2 * ringing, FAINT, CERTAIN))
+    return far if ringing == 0 else np.maximum(far, BLEEDING * ndimage.maximum_filter(distance, 2 * NEAR + 1))
+
+
+def _hysteresis(distance: np.ndarray, faint: np.ndarray) -> np.ndarray:
     """(H, W) bool: faint components that hold a certain pixel and are no specks."""
     labels, count = ndimage.label(distance > faint, _FULL)
     certain = np.bincount(labels[distance > CERTAIN], minlength=count + 1) > 0
