@@ -1,4 +1,4 @@
-"""Meshes to files and back; splats to files and back (see splat_ply)."""
+"""Meshes to files and back; splats by way of splat_files."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from sv3d_fast.files import write_bytes, write_text
 from .corners import from_y_up, split, to_y_up
 from .glb import glb_bytes, linear_to_srgb, png_bytes
 from .mesh import Mesh
-from .splat_ply import load_splats, save_splats
+from .splat_files import load_splats, save_splats
 
 __all__ = ["load_mesh", "load_splats", "save_mesh", "save_splats"]
 
