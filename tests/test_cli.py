@@ -22,10 +22,12 @@ from sv3d_fast import cli, pipeline
 from sv3d_fast.camera import Orbit
 from sv3d_fast.engine import NonFiniteError
 from sv3d_fast.events import Progress
+from sv3d_fast.formats import plan_of
 from sv3d_fast.orbit_io import save_orbit
-from sv3d_fast.pipeline import EMBEDDED_WEIGHTS, PLAN
+from sv3d_fast.pipeline import EMBEDDED_WEIGHTS
 from sv3d_fast.video import OrbitVideo
 
+PLAN = {k: v for k, v in plan_of(("glb", "obj"), ("ply",)).items() if k != "other"}  # of the default formats
 COMMAND = [sys.executable, "-m", "sv3d_fast.cli"]
 
 
