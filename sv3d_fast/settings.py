@@ -16,7 +16,8 @@ PURPOSES: dict[str, dict[str, Any]] = {
     "game": {"target_faces": 5_000, "texture_resolution": 1024, "mesh_formats": (GLB, "obj")},
     "print": {"target_faces": 100_000, "watertight": True, "mesh_formats": (GLB, "stl", "3mf")},
 }  # fmt: skip
-NAMES: dict[str, Mapping[str, Any]] = {"mesh_formats": MESH_FORMATS, "splat_formats": SPLAT_FORMATS}  # settings that are several of these
+# settings that are several of these
+NAMES: dict[str, Mapping[str, Any]] = {"mesh_formats": MESH_FORMATS, "splat_formats": SPLAT_FORMATS}
 
 
 @dataclass(frozen=True)

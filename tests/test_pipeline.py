@@ -222,7 +222,10 @@ def test_further_formats_are_written_from_what_is_there(again):
     before = contents(folder)
     assert follow(running(photo, folder, Settings(**SMALL, **formats)))[1] == ["report"]
     assert {p for p in before if contents(folder)[p] != before[p]} <= {Path("manifest.json"), Path("report.html")}
-    assert follow(running(photo, folder, Settings(**SMALL, **(formats | {"height_mm": 50.0}))))[1] == ["formats", "report"]
+    assert follow(running(photo, folder, Settings(**SMALL, **(formats | {"height_mm": 50.0}))))[1] == [
+        "formats",
+        "report",
+    ]
     assert follow(running(photo, folder, Settings(**SMALL, mesh_formats=("glb",))))[1] == ["report"]
     assert {p.name for p in folder.iterdir()} == kept
 
@@ -234,7 +237,7 @@ def manifest_files(folder):
 def test_a_result_for_print(again):
     photo, folder = again
     small = {k: v for k, v in SMALL.items() if k != "target_faces"}
-    result, ran, *_ = follow(running(photo, folder, Settings.of(purpose="print", height_mm=75, **small)))
+    _, ran, *_ = follow(running(photo, folder, Settings.of(purpose="print", height_mm=75, **small)))
     assert ran == ["mesh", "formats", "report"]
     assert (folder / "mesh.3mf").is_file()
     solid = trimesh.load(folder / "mesh.stl")
@@ -250,7 +253,7 @@ def test_a_result_for_print(again):
 def test_open_edges_are_an_error_where_they_must_not_be(again, monkeypatch):
     photo, folder = again
     monkeypatch.setattr(pipeline, "is_closed", lambda mesh: False)
-    with pytest.raises(ValueError, match="^watertight: expected a closed mesh.*--no-watertight"):
+    with pytest.raises(ValueError, match=r"^watertight: expected a closed mesh.*--no-watertight"):
         follow(running(photo, folder, Settings.of(purpose="print", **SMALL)))
     assert (folder / "mesh.glb").is_file()
     assert not (folder / "mesh.stl").exists()

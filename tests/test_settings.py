@@ -72,7 +72,7 @@ def test_what_is_given_wins_over_the_purpose(purpose):
 def test_no_purpose_and_an_unknown_one():
     assert Settings.of() == Settings()
     assert Settings.of(purpose=None, seed=3) == Settings(seed=3)
-    with pytest.raises(ValueError, match="^purpose: expected web or game or print, got 'film'"):
+    with pytest.raises(ValueError, match=r"^purpose: expected web or game or print, got 'film'"):
         Settings.of(purpose="film")
 
 
