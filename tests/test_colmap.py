@@ -236,3 +236,17 @@ def test_cameras_that_are_no_orbit(tmp_path):
 def test_given_cameras_contradict(tmp_path):
     with pytest.raises(ValueError, match="brings its own cameras"):
         load_orbit(project(tmp_path, SINE), elevation=10)
+
+
+def test_colmap_itself_reads_the_model(tmp_path):
+    """And so does what builds on it: gsplat's trainer takes pycolmap's poses and calibration matrices."""
+    pycolmap = pytest.importorskip("pycolmap", reason="of the extra test-formats")
+    model = pycolmap.Reconstruction(write_colmap(SINE, 48, tmp_path / "sparse") / "0")
+    images = sorted(model.images.values(), key=lambda image: image.name)
+    assert [image.name for image in images] == [f"{k:04d}.png" for k in range(7)]
+    poses = np.stack([image.cam_from_world().matrix() for image in images])
+    np.testing.assert_allclose(poses, SINE.world_to_camera()[:, :3].double(), atol=1e-6)
+    for image in images:
+        camera = model.cameras[image.camera_id]
+        assert (camera.model, camera.width, camera.height) == (pycolmap.CameraModelId.PINHOLE, 48, 48)
+        np.testing.assert_allclose(camera.calibration_matrix(), SINE.intrinsics(48)[0].double(), rtol=1e-6)
