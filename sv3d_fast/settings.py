@@ -9,7 +9,7 @@ from .formats import GLB, MESH_FORMATS, PLY, SPLAT_FORMATS, TEXTURE_FORMATS
 
 EMBEDDED = "mini"
 PURPOSES: dict[str, dict[str, Any]] = {
-    "web": {  # a GLB below 2 MB whatever the texture, AR on a phone, splats at a tenth of the PLY
+    "web": {  # a GLB below 2 MB whatever the texture, AR on a phone, splats at a quarter of the PLY
         "target_faces": 10_000, "texture_resolution": 1024, "texture_format": "jpeg",
         "mesh_formats": (GLB, "usdz"), "splat_formats": (PLY, "spz"),
     },

@@ -15,7 +15,7 @@ MAX_BYTES = 4 << 30
 
 
 def save_splats(splats: Splats, path: str | os.PathLike) -> Path:
-    """Writes .ply (exact), .splat (32 bytes a splat) or .spz (about a tenth of the PLY); returns the path.
+    """Writes .ply (exact), .splat (32 bytes a splat) or .spz (about 18 bytes a splat); returns the path.
 
     PLY and .splat are y-down, .spz is y-up with the front at +z; see their modules for layouts and precision.
     Raises ValueError for another suffix and for splats that the format can't hold; OutputError.

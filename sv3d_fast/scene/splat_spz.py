@@ -1,4 +1,4 @@
-"""Splats as a .spz file, Niantic's compressed format: about a tenth of the PLY.
+"""Splats as a .spz file, Niantic's compressed format: about a quarter of the PLY, for splats without harmonics.
 
 A gzip stream (nianticlabs/spz, README and loader, versions 2 and 3): a header of 16 bytes, then attribute by attribute
 for all splats: positions as 24-bit fixed point, opacities, colours, logarithms of the scales, rotations and spherical
