@@ -27,7 +27,7 @@ def plan_of(mesh_formats: Iterable[str], splat_formats: Iterable[str]) -> dict[s
     """What each stage of a run writes; under "other", what only other formats would write, which goes."""
     chosen = further_files(mesh_formats, splat_formats)
     return {
-        "orbit": ("transforms.json", "sparse", "orbit.mp4", "orbit.gif", "frames"),
+        "orbit": ("transforms.json", "sparse", "orbit.mp4", "orbit.gif", "images"),
         "splats": SPLAT_FORMATS[PLY],
         "mesh": MESH_FORMATS[GLB],
         "formats": chosen,

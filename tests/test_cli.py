@@ -370,7 +370,7 @@ def bad_orbit(folder, kind):
     elif kind == "NaN":
         told["frames"][0]["transform_matrix"][0][0] = float("nan")
     elif kind == "missing frame":
-        (path / "frames" / "0002.png").unlink()
+        (path / "images" / "0002.png").unlink()
     (path / "transforms.json").write_text(json.dumps(told))
     reasons = {"traversal": "inside its folder", "absolute": "inside its folder", "NaN": "finite", "blank": "object"}
     return path, reasons.get(kind, "is missing")
@@ -473,7 +473,7 @@ def whole(tmp_path_factory):
         process.send_signal(signal.SIGINT)
         stopped = process.stderr.read()
         status = process.wait()
-    frames = {p.name: p.read_bytes() for p in (folder / "out" / "frames").iterdir()}
+    frames = {p.name: p.read_bytes() for p in (folder / "out" / "images").iterdir()}
     done = subprocess.run(command, capture_output=True, text=True)
     return folder / "out", (status, stopped), done, frames
 
@@ -494,7 +494,7 @@ def test_the_whole_run_ends_with_every_file(whole):
     assert lines[0] == "orbit    taken from the earlier run"
     assert all(line.strip() and "\r" not in line for line in lines)
     assert {p.name for p in folder.iterdir()} == {"manifest.json", *(n for names in PLAN.values() for n in names)}
-    assert {p.name: p.read_bytes() for p in (folder / "frames").iterdir()} == frames
+    assert {p.name: p.read_bytes() for p in (folder / "images").iterdir()} == frames
     assert done.stdout.startswith(f"{folder / 'mesh.glb'}: ")
     mesh = trimesh.load(folder / "mesh.glb", force="mesh", process=False)
     assert mesh.visual.material.baseColorTexture.size == (1024, 1024)

@@ -96,7 +96,7 @@ def test_round_trip(tmp_path):
         assert torch.equal(video.frames, frames)
         same_cameras(video.orbit, SINE)
         assert video.orbit.fov == pytest.approx(SINE.fov, abs=1e-6)
-    assert not brings_cameras(tmp_path / "frames")
+    assert not brings_cameras(tmp_path / "images")
 
 
 @pytest.mark.parametrize("orbit", [SINE, Orbit.static(25, 12), Orbit.static(0, 5), Orbit.static(-60, 4)])
@@ -250,3 +250,15 @@ def test_colmap_itself_reads_the_model(tmp_path):
         camera = model.cameras[image.camera_id]
         assert (camera.model, camera.width, camera.height) == (pycolmap.CameraModelId.PINHOLE, 48, 48)
         np.testing.assert_allclose(camera.calibration_matrix(), SINE.intrinsics(48)[0].double(), rtol=1e-6)
+
+
+def test_an_orbits_folder_is_laid_out_as_trainers_expect(tmp_path):
+    """gsplat pairs the sorted files of images/ with the model's names; nerfstudio joins images/ and a name."""
+    frames = torch.randint(0, 256, (7, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    save_orbit(OrbitVideo(frames, SINE, torch.ones(7, 48, 48)), tmp_path)
+    lines = [line for line in (tmp_path / "sparse/0/images.txt").read_text().splitlines() if not line.startswith("#")]
+    names = [line.split()[9] for line in lines[::2]]
+    files = sorted(p.relative_to(tmp_path / "images").as_posix() for p in (tmp_path / "images").rglob("*"))
+    assert sorted(names) == files == names
+    for name, frame in zip(names, frames, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "images" / name)), frame)

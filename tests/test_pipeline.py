@@ -98,7 +98,7 @@ def test_everything_is_written_and_announced(first):
     assert there == {"manifest.json", *(name for names in PLAN.values() for name in names)}
     announced = {e.path.name for e in events if isinstance(e, FileWritten)}
     assert announced == there - {"manifest.json"}
-    assert sorted(p.name for p in (folder / "frames").iterdir()) == [f"{k:04d}.png" for k in range(21)]
+    assert sorted(p.name for p in (folder / "images").iterdir()) == [f"{k:04d}.png" for k in range(21)]
     assert torch.equal(load_orbit(folder).frames, result.video.frames)
     assert {e.stage for e in events if isinstance(e, Progress)} == {"orbit", "fit", "surface", "texture"}
     for stage in ("orbit", "fit", "surface", "texture"):
@@ -182,13 +182,13 @@ def test_the_orbit_is_made_again_and_nothing_old_remains(again, what, monkeypatc
     else:
         value = {"elevation": 20.0, "steps": 2, "foreground_ratio": 0.5}[what]
         settings = SMALL | {what: value}
-    old = contents(folder / "frames")
+    old = contents(folder / "images")
     _, ran, resumed, _ = follow(orbiting(photo, folder, Settings(**settings)))
     assert (ran, resumed) == (["orbit"], [])
     assert {p.name for p in folder.iterdir()} == {"manifest.json", *PLAN["orbit"]}
     assert list(manifest(folder)["stages"]) == ["orbit"]
     if what != "version":
-        assert contents(folder / "frames") != old
+        assert contents(folder / "images") != old
 
 
 def test_a_changed_model_file_is_noticed(again, tmp_path):
@@ -302,7 +302,7 @@ def test_orbit_alone_leaves_a_finished_run_as_it_is(again):
 @pytest.mark.parametrize("damage", ["frame", "splats", "mesh"])
 def test_damaged_files_are_made_again_with_a_warning(again, damage):
     photo, folder = again
-    path = {"frame": folder / "frames" / "0003.png", "splats": folder / "splats.ply", "mesh": folder / "mesh.glb"}
+    path = {"frame": folder / "images" / "0003.png", "splats": folder / "splats.ply", "mesh": folder / "mesh.glb"}
     path[damage].write_bytes(path[damage].read_bytes()[:100])
     _, ran, _, events = follow(running(photo, folder, Settings(**SMALL)))
     # the orbit comes back bit for bit, but what was made from it went with it
@@ -330,11 +330,11 @@ def test_an_interrupted_run_goes_on_from_its_finished_stages(first, tmp_path, mo
         with pytest.raises(KeyboardInterrupt):
             follow(running(photo, folder, Settings(**SMALL)))
     assert {p.name for p in folder.iterdir()} == {"manifest.json", *PLAN["orbit"]}
-    frames = contents(folder / "frames")
+    frames = contents(folder / "images")
     monkeypatch.setattr(pipeline, "load_model", no_model)
     result, ran, resumed, _ = follow(running(photo, folder, Settings(**SMALL)))
     assert (ran, resumed) == (list(PLAN)[1:], ["orbit"])
-    assert contents(folder / "frames") == frames == contents(first[1] / "frames")
+    assert contents(folder / "images") == frames == contents(first[1] / "images")
     assert torch.equal(result.mesh.vertices, first[2].mesh.vertices)  # as if it had never stopped
 
 
@@ -371,7 +371,7 @@ def test_a_full_disk_leaves_nothing_half_written(first, tmp_path, monkeypatch):
     assert follow(running(photo, folder, Settings(**SMALL)))[2] == ["orbit", "splats", "mesh"]
 
 
-@pytest.mark.parametrize("kind", ["orbit.mp4", "orbit.gif", "frames", "transforms.json", ""])
+@pytest.mark.parametrize("kind", ["orbit.mp4", "orbit.gif", "images", "transforms.json", ""])
 def test_reconstruct_takes_every_form_of_an_orbit(again, tmp_path, kind):
     _, folder = again
     source, settings = folder / kind, Settings(**SMALL)
@@ -411,16 +411,16 @@ def test_reconstruct_writes_no_pictures_among_the_frames(again):
     _, folder = again
     before = contents(folder)
     with pytest.raises(ValueError, match="another folder"):
-        follow(reconstructing(folder / "frames", folder / "frames", Settings(**SMALL)))
+        follow(reconstructing(folder / "images", folder / "images", Settings(**SMALL)))
     assert contents(folder) == before
 
 
 def test_a_folder_of_someone_elses_files_is_left_alone(first, tmp_path):
-    (tmp_path / "frames").mkdir()
-    (tmp_path / "frames" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds frames but no manifest\.json"):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds images but no manifest\.json"):
         follow(running(first[0], tmp_path, Settings(**SMALL)))
-    assert (tmp_path / "frames" / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "images" / "mine.txt").read_text() == "mine"
 
 
 def test_sv3d_u_makes_its_static_orbit_and_says_so(first, tmp_path):
