@@ -175,6 +175,12 @@ def test_spz_round_trip_within_half_a_step(tmp_path, n):
         assert path.stat().st_size < save_splats(splats, tmp_path / "a.ply").stat().st_size / 3
 
 
+def test_spz_clamps_what_lies_beyond_its_bytes(tmp_path):
+    back = load_splats(save_splats(one(scale=np.exp([-12, 7, 0]), color=(-1, 2, 0.5)), tmp_path / "a.spz"))
+    assert back.log_scales.tolist() == [[-10, 255 / 16 - 10, 0]]
+    np.testing.assert_allclose(back.colors, [[-0.4403, 1.4403, 0.5]], atol=0.004)
+
+
 @pytest.mark.parametrize("extent", [3e-5, 100, 130, 3000, 8_388_607])
 def test_spz_positions_of_any_extent(tmp_path, extent):
     splats = one((extent, -extent, extent / 3))

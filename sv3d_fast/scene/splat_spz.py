@@ -31,7 +31,8 @@ MOST_SPLATS = 10_000_000
 
 def spz_bytes(splats: Splats) -> bytes:
     """Version 3, without harmonics. Within half a step: positions 2^-17 (more beyond 128 units), opacities and colours
-    1/255 and 0.0074, log scales 1/16; rotations within 0.3 degrees.
+    1/255 and 0.0074, log scales 1/16; rotations within 0.3 degrees. Log scales are clamped to -10..5.9, which only
+    makes discs that are thinner than anything shows a little thicker; colours to -0.44..1.44.
 
     Raises ValueError for splats that aren't finite, of more than 2^23 units, or more than ten million.
     """
