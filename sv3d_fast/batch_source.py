@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from .settings import Settings
+from .settings import NAMES, Settings, with_purpose
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 PICTURE, NAME = "picture", "name"  # columns of a list; every other column is a setting
@@ -26,7 +26,8 @@ def read_jobs(source: Path, settings: Settings) -> list[Job]:
     """The pictures of a folder in order of their names, or the rows of a CSV file.
 
     The list's header has `picture` (a path, relative to the list), perhaps `name`, and settings that differ by row; an
-    empty cell leaves a setting as it is. A name is the picture's stem, or its whole name where stems are the same.
+    empty cell leaves a setting as it is; a row's purpose sets what the row leaves open. Several formats stand in a cell
+    with spaces between them. A name is the picture's stem, or its whole name where stems are the same.
     Raises ValueError for a source that is neither, has no pictures, names a folder twice or holds a bad setting.
     """
     if source.is_dir():
@@ -63,20 +64,22 @@ def _read_list(path: Path, settings: Settings) -> list[Job]:
     jobs = []
     for number, row in enumerate(rows, start=2):
         try:
-            given = {k: _value(row[k], known[k]) for k in columns if k in known and row[k]}
+            given = {k: _value(row[k], known[k], k in NAMES) for k in columns if k in known and row[k]}
             if None in row or not row[PICTURE]:
                 raise ValueError(f"expected {len(columns)} cells, the picture's among them")
             name = row.get(NAME) or Path(row[PICTURE]).stem
             if Path(name).name != name or name.startswith("."):
                 raise ValueError(f"name: expected a plain file name, got {name!r}")
-            jobs.append(Job(path.parent / row[PICTURE], name, replace(settings, **given)))
+            jobs.append(Job(path.parent / row[PICTURE], name, replace(settings, **with_purpose(given))))
         except ValueError as error:
             raise ValueError(f"source: {path}, line {number}: {error}") from error
     return jobs
 
 
-def _value(text: str, kind: typing.Any) -> typing.Any:
+def _value(text: str, kind: typing.Any, several: bool) -> typing.Any:
     """A cell as its setting's type."""
+    if several:
+        return text.split()
     kinds = [k for k in (kind.__args__ if isinstance(kind, types.UnionType) else (kind,)) if k is not type(None)]
     if kinds == [bool]:
         if text.lower() not in ("true", "false"):

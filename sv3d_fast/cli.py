@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .formats import MESH_FORMATS, SPLAT_FORMATS, TEXTURE_FORMATS
 from .preview_cli import add_convert, add_preview, preview_settings
-from .settings import EMBEDDED, Settings
+from .settings import EMBEDDED, PURPOSES, Settings
 
 SOME_FAILED = 1
 USER_ERROR = 2
@@ -180,10 +181,19 @@ def _generation(parser: argparse.ArgumentParser) -> None:
 
 
 def _reconstruction(parser: argparse.ArgumentParser) -> None:
-    default = Settings()
-    parser.add_argument("--texture-resolution", type=int, default=default.texture_resolution, help="pixels")
-    parser.add_argument("--mc-resolution", type=int, default=default.mc_resolution, help="voxels along a side")
-    parser.add_argument("--target-faces", type=int, default=default.target_faces)
+    def add(flag: str, **options: Any) -> None:
+        parser.add_argument(flag, default=argparse.SUPPRESS, **options)  # what isn't given is left to --for
+
+    add("--for", dest="purpose", choices=PURPOSES, help="settings that suit a purpose; those given here win over them")
+    add("--texture-resolution", type=int, help="pixels")
+    add("--mc-resolution", type=int, help="voxels along a side")
+    add("--target-faces", type=int, help="of the mesh, at most")
+    add("--mesh-format", dest="mesh_formats", nargs="+", choices=MESH_FORMATS, help="besides mesh.glb (default: obj)")
+    add("--splat-format", dest="splat_formats", nargs="+", choices=SPLAT_FORMATS, help="besides splats.ply")
+    add("--texture-format", choices=TEXTURE_FORMATS, help="in GLB and USDZ (default: png)")
+    add("--unlit", action="store_true", help="the GLB asks viewers to leave out their lights")
+    add("--height-mm", type=float, help="height of the mesh in STL and 3MF (default: 100)")
+    add("--watertight", action=argparse.BooleanOptionalAction, help="whether a mesh with open edges is an error")
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -192,7 +202,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         given.pop("elevation", None)
     if getattr(args, "no_remove_bg", False):
         given["remove_background"] = False
-    return Settings(**given)
+    return Settings.of(**given)
 
 
 def _run(args: argparse.Namespace) -> int:

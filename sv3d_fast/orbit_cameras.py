@@ -21,7 +21,7 @@ SUPPORTED = "supported are upright pinhole cameras at one distance from the orig
 
 
 def transforms_of(orbit: Orbit, size: int, *, alpha: bool = False) -> dict:
-    """The content of a transforms.json for square frames of `size` pixels at frames/0000.png, ...
+    """The content of a transforms.json for square frames of `size` pixels at images/0000.png, ...
 
     `orbit` and `axes` are additions that nerfstudio ignores; so is `alpha_path` of each frame, the mask's file.
     """
@@ -29,7 +29,7 @@ def transforms_of(orbit: Orbit, size: int, *, alpha: bool = False) -> dict:
     focal = orbit.focal(size)
     frames = []
     for index, matrix in enumerate(matrices):
-        frame = {"file_path": f"frames/{index:04d}.png"}
+        frame = {"file_path": f"images/{index:04d}.png"}
         if alpha:
             frame["alpha_path"] = f"alpha/{index:04d}.png"
         frames.append(frame | {"transform_matrix": (matrix + 0.0).tolist()})  # + 0.0: no "-0.0"

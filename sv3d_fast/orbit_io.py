@@ -1,4 +1,4 @@
-"""Orbits on disk: orbit.mp4, orbit.gif, frames/0000.png ..., transforms.json (nerfstudio's) and sparse/0 (COLMAP's)."""
+"""Orbits on disk: orbit.mp4, orbit.gif, images/0000.png ..., transforms.json (nerfstudio's) and sparse/0 (COLMAP's)."""
 
 import io
 import json
@@ -28,14 +28,14 @@ BT709 = 1  # the number of the colour matrix, primaries and transfer curve in H.
 
 
 def save_orbit(video: OrbitVideo, folder: str | os.PathLike, fps: int = FPS) -> list[Path]:
-    """Writes orbit.mp4, orbit.gif, frames/, transforms.json and sparse/0 (and alpha/ where the masks are known).
+    """Writes orbit.mp4, orbit.gif, images/, transforms.json and sparse/0 (and alpha/ where the masks are known).
 
-    frames/ holds the frames on white as RGB, alpha/ the masks as 8-bit grey; both lossless, so that `load_orbit` of
+    images/ holds the frames on white as RGB, alpha/ the masks as 8-bit grey; both lossless, so that `load_orbit` of
     the folder gives the same video back. Returns the paths, every one complete. Raises OutputError.
     """
     folder = make_folder(folder)
     frames = video.frames.cpu().numpy()
-    with atomic_folder(folder / "frames") as partial:
+    with atomic_folder(folder / "images") as partial:
         for index, frame in enumerate(frames):
             (partial / f"{index:04d}.png").write_bytes(_png(frame))
     if video.alpha is not None:
@@ -43,7 +43,7 @@ def save_orbit(video: OrbitVideo, folder: str | os.PathLike, fps: int = FPS) -> 
             for index, mask in enumerate((video.alpha.cpu() * 255).round().to(torch.uint8).numpy()):
                 (partial / f"{index:04d}.png").write_bytes(_png(mask))
     text = json.dumps(transforms_of(video.orbit, video.size, alpha=video.alpha is not None), indent=1)
-    written = [folder / "frames", write_text(folder / "transforms.json", text + "\n")]
+    written = [folder / "images", write_text(folder / "transforms.json", text + "\n")]
     written.append(write_colmap(video.orbit, video.size, folder / "sparse"))
     return [*written, write_mp4(video, folder / "orbit.mp4", fps), write_gif(video, folder / "orbit.gif", fps)]
 

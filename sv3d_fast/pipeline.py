@@ -14,6 +14,7 @@ import torch
 from . import __version__
 from .camera import FRAMES, Orbit
 from .events import Event, FileWritten, Warned, finish
+from .formats import GLB, PLY, further_files, plan_of
 from .generation import generating
 from .image import load_subject, read_picture
 from .info import chosen_implementations, versions
@@ -29,6 +30,7 @@ from .scene.hull import consistency, estimate_elevation, visual_hull
 from .scene.masks import foreground
 from .scene.mesh import Mesh
 from .scene.metrics import psnr
+from .scene.print_shape import printable
 from .scene.splats import Splats
 from .scene.surface import extracting, is_closed
 from .scene.texture import baking
@@ -40,13 +42,8 @@ TIER = "exact"
 DECISIVE = 0.005  # gain in consistency from which an elevation found is believed; bodies of revolution stay below
 EMBEDDED_WEIGHTS = Path(__file__).parent / "mini" / "weights"
 EMBEDDED_RATIO = 0.85  # how the embedded model's training pictures were framed
-PLAN = {  # what each stage writes
-    "orbit": ("transforms.json", "sparse", "orbit.mp4", "orbit.gif", "frames"),
-    "splats": ("splats.ply",),
-    "mesh": ("mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png"),
-    "report": ("preview.png", "report.html"),
-}
-SHAPING = ("mc_resolution", "target_faces", "texture_resolution")  # the settings of the mesh
+SHAPING = ("mc_resolution", "target_faces", "texture_resolution", "texture_format", "unlit")  # settings of mesh.glb
+WRITING = ("mesh_formats", "splat_formats", "height_mm", "texture_format")  # and of the further files
 MODEL_FILES = (".json", ".yaml", ".safetensors", ".ckpt")
 MAX_POSES = 1000
 DEVICES = "auto, cpu, cuda or cuda:N"
@@ -122,11 +119,11 @@ def running(
 
 
 def run(photo: str | Path, output: str | Path, *, overwrite: bool = False, **settings) -> Result:
-    """`running` without its events; `settings` are those of Settings. Raises TypeError for one that isn't there."""
+    """`running` without its events; `settings` are those of Settings.of. Raises TypeError for one that isn't there."""
     for name in settings:
         if name not in Settings.__dataclass_fields__:
             raise TypeError(f"run: no setting {name!r}; there are {', '.join(Settings.__dataclass_fields__)}")
-    return finish(running(photo, output, Settings(**settings), overwrite=overwrite))
+    return finish(running(photo, output, Settings.of(**settings), overwrite=overwrite))
 
 
 def orbiting(
@@ -144,7 +141,8 @@ def orbiting(
         "matting_model": settings.matting_model and model_identity(settings.matting_model),
         **{k: getattr(settings, k) for k in ("seed", "steps", "frame_size", "foreground_ratio", "remove_background")},
     }  # fmt: skip
-    record = Record.open(output, device, PLAN, manifest_header(photo, device, settings.to_dict()), overwrite=overwrite)
+    plan = plan_of(settings.mesh_formats, settings.splat_formats)
+    record = Record.open(output, device, plan, manifest_header(photo, device, settings.to_dict()), overwrite=overwrite)
 
     def work() -> Generator[Event, None, OrbitVideo]:
         network = model or open_model(settings)
@@ -193,8 +191,11 @@ def reconstructing(
     inside = source.resolve().is_relative_to(output.resolve())
     if inside and not cameras_known and source.resolve() == output.resolve():
         raise ValueError(f"{output}: expected another folder than the frames', where pictures will be written")
-    used = {k: getattr(settings, k) for k in ("seed", "device", *SHAPING)} | {"elevation": elevation}
-    plan = {k: v for k, v in PLAN.items() if not (inside and k == "orbit")}  # the source is not replaced
+    names = ("seed", "device", "purpose", "watertight", *SHAPING, *WRITING)
+    used = {k: getattr(settings, k) for k in names} | {"elevation": elevation}
+    plan = plan_of(settings.mesh_formats, settings.splat_formats)
+    if inside:
+        del plan["orbit"]  # the source is not replaced
     record = Record.open(output, device, plan, manifest_header(source, device, used), overwrite=overwrite)
     if inside:
         record.keep("orbit")
@@ -223,7 +224,23 @@ def reconstructing_orbit(video: OrbitVideo, settings: Settings, record: Record) 
         return (yield from baking(surface, masked, resolution=settings.texture_resolution))
 
     def save_shape(mesh: Mesh) -> Iterable[Path]:
-        return [path for name in ("mesh.glb", "mesh.obj") for path in save_mesh(mesh, folder / name)]
+        return save_mesh(mesh, folder / "mesh.glb", unlit=settings.unlit, texture_format=settings.texture_format)
+
+    def read_shape() -> Mesh:
+        return _to(load_mesh(folder / "mesh.glb"), device)
+
+    def nothing() -> Generator[Event, None, None]:
+        yield from ()
+
+    def save_formats(_: None) -> Iterable[Path]:
+        for kind in settings.mesh_formats:
+            if kind != GLB:
+                yield from save_mesh(
+                    mesh, folder / f"mesh.{kind}", texture_format=settings.texture_format, height_mm=settings.height_mm
+                )
+        for kind in settings.splat_formats:
+            if kind != PLY:
+                yield save_splats(splats, folder / f"splats.{kind}")
 
     def judge() -> Generator[Event, None, dict]:
         yield from ()
@@ -239,9 +256,18 @@ def reconstructing_orbit(video: OrbitVideo, settings: Settings, record: Record) 
         lambda: load_splats(folder / "splats.ply").to(device),
     )  # fmt: skip
     depends = {"splats": record.fingerprint("splats"), **{k: getattr(settings, k) for k in SHAPING}}
-    mesh = yield from record.stage(
-        "mesh", depends, shape, save_shape, lambda: _to(load_mesh(folder / "mesh.glb"), device)
-    )
+    mesh = yield from record.stage("mesh", depends, shape, save_shape, read_shape)
+    if settings.texture_format != "png":
+        mesh = read_shape()  # what is judged and written further is what the file holds
+    if settings.watertight and not is_closed(printable(mesh, settings.height_mm)):
+        raise ValueError(
+            "watertight: expected a closed mesh, got one with open edges, which mesh.glb shows; other --mc-resolution "
+            "or --target-faces may close it, --no-watertight writes it as it is"
+        )
+    if further_files(settings.mesh_formats, settings.splat_formats):
+        depends = {name: record.fingerprint(name) for name in ("splats", "mesh")}
+        depends |= {k: getattr(settings, k) for k in WRITING}
+        yield from record.stage("formats", depends, nothing, save_formats, lambda: None)
     depends = {"mesh": record.fingerprint("mesh")}
     figures = yield from record.stage(
         "report", depends, judge, lambda _: [write_preview(folder / "preview.png", video, mesh)]

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-MESH_FORMATS = ("glb", "obj", "ply", "stl", "off", "3mf")
+from .formats import MESH_FORMATS
+
 AXES = ("gltf", "upstream")
 REPOSITORY = "stabilityai/TripoSR"
 

@@ -14,8 +14,9 @@ from . import __version__
 from .files import OutputError, write_text
 
 FILES = (
-    *("mesh.glb", "mesh.obj", "mesh.ply", "mesh.stl", "mesh.off", "mesh.3mf", "splats.ply", "orbit.mp4", "orbit.gif"),
-    *("render.mp4", "transforms.json", "manifest.json"),
+    *("mesh.glb", "mesh.obj", "mesh.usdz", "mesh.stl", "mesh.3mf", "mesh.ply", "mesh.off"),
+    *("splats.ply", "splats.splat", "splats.spz"),
+    *("orbit.mp4", "orbit.gif", "render.mp4", "transforms.json", "manifest.json"),
 )
 
 

@@ -35,6 +35,18 @@ def test_a_list_may_name_and_set(tmp_path):
     assert (second.settings.steps, second.settings.model) == (7, "else")
 
 
+def test_a_rows_purpose_sets_what_the_row_leaves_open(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text(
+        "picture,purpose,mesh_formats,target_faces\na.png,print,,\nb.png,,stl  usdz,\nc.png,print,off,700\n"
+    )
+    first, second, third = (job.settings for job in read_jobs(path, Settings.of(purpose="web", seed=4)))
+    assert first == Settings.of(purpose="print", seed=4, texture_format="jpeg", splat_formats=("ply", "spz"),
+                                texture_resolution=1024)  # fmt: skip
+    assert second == Settings.of(purpose="web", seed=4, mesh_formats=("stl", "usdz"))
+    assert (third.mesh_formats, third.target_faces, third.watertight) == (("off",), 700, True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -44,6 +56,8 @@ def test_a_list_may_name_and_set(tmp_path):
         ("picture\n", "expected at least one picture"),
         ("picture,seed\na.png,many\n", "line 2: invalid literal"),
         ("picture,remove_background\na.png,perhaps\n", "line 2: expected true or false, got 'perhaps'"),
+        ("picture,purpose\na.png,film\n", "line 2: purpose: expected web or game or print, got 'film'"),
+        ("picture,mesh_formats\na.png,stl fbx\n", "line 2: mesh_formats: expected some of glb, obj"),
         ("picture,steps\na.png,0\n", "line 2: steps: expected 1 to 1000, got 0"),
         ("picture\na.png,b.png\n", "line 2: expected 1 cells"),
         ("picture\na/x.png\nb/X.png\n", "expected a folder of its own for each picture, 'x' is there twice"),

@@ -22,10 +22,13 @@ from sv3d_fast import cli, pipeline
 from sv3d_fast.camera import Orbit
 from sv3d_fast.engine import NonFiniteError
 from sv3d_fast.events import Progress
+from sv3d_fast.formats import plan_of
 from sv3d_fast.orbit_io import save_orbit
-from sv3d_fast.pipeline import EMBEDDED_WEIGHTS, PLAN
+from sv3d_fast.pipeline import EMBEDDED_WEIGHTS
+from sv3d_fast.settings import Settings
 from sv3d_fast.video import OrbitVideo
 
+PLAN = {k: v for k, v in plan_of(("glb", "obj"), ("ply",)).items() if k != "other"}  # of the default formats
 COMMAND = [sys.executable, "-m", "sv3d_fast.cli"]
 
 
@@ -256,6 +259,7 @@ def test_bad_models(photo, tmp_path, capsys, no_stage, kind):
         (["--seed", "-1"], "seed"),
         (["--seed", "99999999999999999999"], "seed"),
         (["--target-faces", "3"], "target_faces"),
+        (["--height-mm", "0"], "height_mm: expected 1 to 10000, got 0"),
         (["--device", "gpu"], "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         (["--device", "cuda:999"], "device: cuda:999 is not there"),
     ],
@@ -263,6 +267,32 @@ def test_bad_models(photo, tmp_path, capsys, no_stage, kind):
 def test_flags_that_can_not_be(photo, tmp_path, capsys, no_stage, flags, reason):
     assert reason in complaint(capsys, "run", photo, "-o", tmp_path / "out", *flags)
     assert not (tmp_path / "out").exists()
+
+
+def settings_of(monkeypatch, *arguments) -> Settings:
+    """What reaches the pipeline of a command line."""
+    given = []
+
+    def take(source, output, settings, **kwargs):
+        given.append(settings)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(pipeline, "reconstructing", take)
+    assert cli.main(["reconstruct", "orbit", "-o", "out", *arguments]) == 2
+    return given[0]
+
+
+def test_flags_of_formats_and_purposes(monkeypatch):
+    assert settings_of(monkeypatch) == Settings()
+    assert settings_of(monkeypatch, "--for", "web") == Settings.of(purpose="web")
+    chosen = settings_of(monkeypatch, "--for", "print", "--target-faces", "20000", "--mesh-format", "usdz", "stl",
+                         "--no-watertight", "--height-mm", "35.5", "--splat-format", "spz")  # fmt: skip
+    assert chosen == Settings.of(
+        purpose="print", target_faces=20_000, mesh_formats=("usdz", "stl"), watertight=False, height_mm=35.5,
+        splat_formats=("spz",),
+    )  # fmt: skip
+    other = settings_of(monkeypatch, "--unlit", "--texture-format", "jpeg", "--texture-resolution", "512")
+    assert other == Settings(unlit=True, texture_format="jpeg", texture_resolution=512)
 
 
 def test_cuda_on_a_machine_without(photo, tmp_path, capsys, no_stage, monkeypatch):
@@ -340,7 +370,7 @@ def bad_orbit(folder, kind):
     elif kind == "NaN":
         told["frames"][0]["transform_matrix"][0][0] = float("nan")
     elif kind == "missing frame":
-        (path / "frames" / "0002.png").unlink()
+        (path / "images" / "0002.png").unlink()
     (path / "transforms.json").write_text(json.dumps(told))
     reasons = {"traversal": "inside its folder", "absolute": "inside its folder", "NaN": "finite", "blank": "object"}
     return path, reasons.get(kind, "is missing")
@@ -367,6 +397,8 @@ def test_an_elevation_beside_cameras(tmp_path, capsys, no_stage):
 @pytest.mark.parametrize(
     "arguments",
     [[], ["fly"], ["run"], ["run", "x.png"], ["run", "x.png", "-o", "y", "--steps", "2.5"],
+     ["run", "x.png", "-o", "y", "--for", "film"], ["batch", "x", "-o", "y", "--mesh-format", "fbx"],
+     ["orbit", "x.png", "-o", "y", "--for", "web"], ["run", "x.png", "-o", "y", "--splat-format"],
      ["run", "x.png", "-o", "y", "--magic"], ["reconstruct", "x.mp4", "-o", "y", "--steps", "3"]],
 )  # fmt: skip
 def test_usage(capsys, arguments):
@@ -441,7 +473,7 @@ def whole(tmp_path_factory):
         process.send_signal(signal.SIGINT)
         stopped = process.stderr.read()
         status = process.wait()
-    frames = {p.name: p.read_bytes() for p in (folder / "out" / "frames").iterdir()}
+    frames = {p.name: p.read_bytes() for p in (folder / "out" / "images").iterdir()}
     done = subprocess.run(command, capture_output=True, text=True)
     return folder / "out", (status, stopped), done, frames
 
@@ -462,7 +494,7 @@ def test_the_whole_run_ends_with_every_file(whole):
     assert lines[0] == "orbit    taken from the earlier run"
     assert all(line.strip() and "\r" not in line for line in lines)
     assert {p.name for p in folder.iterdir()} == {"manifest.json", *(n for names in PLAN.values() for n in names)}
-    assert {p.name: p.read_bytes() for p in (folder / "frames").iterdir()} == frames
+    assert {p.name: p.read_bytes() for p in (folder / "images").iterdir()} == frames
     assert done.stdout.startswith(f"{folder / 'mesh.glb'}: ")
     mesh = trimesh.load(folder / "mesh.glb", force="mesh", process=False)
     assert mesh.visual.material.baseColorTexture.size == (1024, 1024)

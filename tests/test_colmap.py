@@ -96,7 +96,7 @@ def test_round_trip(tmp_path):
         assert torch.equal(video.frames, frames)
         same_cameras(video.orbit, SINE)
         assert video.orbit.fov == pytest.approx(SINE.fov, abs=1e-6)
-    assert not brings_cameras(tmp_path / "frames")
+    assert not brings_cameras(tmp_path / "images")
 
 
 @pytest.mark.parametrize("orbit", [SINE, Orbit.static(25, 12), Orbit.static(0, 5), Orbit.static(-60, 4)])
@@ -236,3 +236,29 @@ def test_cameras_that_are_no_orbit(tmp_path):
 def test_given_cameras_contradict(tmp_path):
     with pytest.raises(ValueError, match="brings its own cameras"):
         load_orbit(project(tmp_path, SINE), elevation=10)
+
+
+def test_colmap_itself_reads_the_model(tmp_path):
+    """And so does what builds on it: gsplat's trainer takes pycolmap's poses and calibration matrices."""
+    pycolmap = pytest.importorskip("pycolmap", reason="of the extra test-formats")
+    model = pycolmap.Reconstruction(write_colmap(SINE, 48, tmp_path / "sparse") / "0")
+    images = sorted(model.images.values(), key=lambda image: image.name)
+    assert [image.name for image in images] == [f"{k:04d}.png" for k in range(7)]
+    poses = np.stack([image.cam_from_world().matrix() for image in images])
+    np.testing.assert_allclose(poses, SINE.world_to_camera()[:, :3].double(), atol=1e-6)
+    for image in images:
+        camera = model.cameras[image.camera_id]
+        assert (camera.model, camera.width, camera.height) == (pycolmap.CameraModelId.PINHOLE, 48, 48)
+        np.testing.assert_allclose(camera.calibration_matrix(), SINE.intrinsics(48)[0].double(), rtol=1e-6)
+
+
+def test_an_orbits_folder_is_laid_out_as_trainers_expect(tmp_path):
+    """gsplat pairs the sorted files of images/ with the model's names; nerfstudio joins images/ and a name."""
+    frames = torch.randint(0, 256, (7, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    save_orbit(OrbitVideo(frames, SINE, torch.ones(7, 48, 48)), tmp_path)
+    lines = [line for line in (tmp_path / "sparse/0/images.txt").read_text().splitlines() if not line.startswith("#")]
+    names = [line.split()[9] for line in lines[::2]]
+    files = sorted(p.relative_to(tmp_path / "images").as_posix() for p in (tmp_path / "images").rglob("*"))
+    assert sorted(names) == files == names
+    for name, frame in zip(names, frames, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "images" / name)), frame)

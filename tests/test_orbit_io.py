@@ -43,9 +43,9 @@ def test_folder_round_trip_is_exact(tmp_path, alpha):
     before = video(alpha=alpha)
     written = save_orbit(before, tmp_path / "out")
     assert all(path.exists() for path in written)
-    expected = {"frames", "orbit.mp4", "orbit.gif", "transforms.json", "sparse"} | ({"alpha"} if alpha else set())
+    expected = {"images", "orbit.mp4", "orbit.gif", "transforms.json", "sparse"} | ({"alpha"} if alpha else set())
     assert {p.name for p in (tmp_path / "out").iterdir()} == expected
-    assert sorted(p.name for p in (tmp_path / "out" / "frames").iterdir())[:2] == ["0000.png", "0001.png"]
+    assert sorted(p.name for p in (tmp_path / "out" / "images").iterdir())[:2] == ["0000.png", "0001.png"]
     for path in (tmp_path / "out", tmp_path / "out" / "transforms.json"):
         after = load_orbit(path)
         assert torch.equal(after.frames, before.frames)
@@ -60,7 +60,7 @@ def test_folder_round_trip_is_exact(tmp_path, alpha):
 def test_a_shorter_orbit_leaves_no_frames_of_the_longer_one(tmp_path):
     save_orbit(video(8), tmp_path)
     save_orbit(video(5), tmp_path)
-    assert len(list((tmp_path / "frames").iterdir())) == 5
+    assert len(list((tmp_path / "images").iterdir())) == 5
     assert len(load_orbit(tmp_path).frames) == 5
 
 
@@ -76,7 +76,7 @@ def test_transforms_is_nerfstudio_s(tmp_path):
     # A camera at +y looks towards -y: its backward axis is +y, its right -x, its up +z.
     np.testing.assert_allclose(matrix[:, 3], [0, 3, 0, 1], atol=1e-6)
     np.testing.assert_allclose(matrix[:3, :3].T, [[-1, 0, 0], [0, 0, 1], [0, 1, 0]], atol=1e-6)
-    assert content["frames"][0]["file_path"] == "frames/0000.png"
+    assert content["frames"][0]["file_path"] == "images/0000.png"
 
 
 @pytest.mark.parametrize("size", [48, 33])
@@ -301,7 +301,7 @@ def test_contradictory_arguments(tmp_path):
 def test_too_many_pixels(tmp_path, monkeypatch):
     save_orbit(video(), tmp_path)
     monkeypatch.setattr("sv3d_fast.orbit_io.MAX_VIDEO_PIXELS", 48 * 48 * 5)
-    for name in ("orbit.mp4", "orbit.gif", "frames", "transforms.json"):
+    for name in ("orbit.mp4", "orbit.gif", "images", "transforms.json"):
         with pytest.raises(ValueError, match="megapixels"):
             load_orbit(tmp_path / name)
 

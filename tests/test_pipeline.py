@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,13 +20,15 @@ from sv3d_fast import pipeline
 from sv3d_fast.camera import Orbit
 from sv3d_fast.events import FileWritten, Progress, StageFinished, StageResumed, Warned
 from sv3d_fast.files import OutputError
+from sv3d_fast.formats import plan_of
 from sv3d_fast.model import weights
 from sv3d_fast.orbit_io import load_orbit
-from sv3d_fast.pipeline import EMBEDDED_WEIGHTS, PLAN, make_orbit, orbiting, pick_device, reconstructing, running
+from sv3d_fast.pipeline import EMBEDDED_WEIGHTS, make_orbit, orbiting, pick_device, reconstructing, running
 from sv3d_fast.preview import write_preview
 from sv3d_fast.scene.fit import FitConfig
 from sv3d_fast.settings import Settings
 
+PLAN = {k: v for k, v in plan_of(("glb", "obj"), ("ply",)).items() if k != "other"}  # of the default formats
 SMALL = {"steps": 1, "frame_size": 64, "mc_resolution": 24, "target_faces": 300, "texture_resolution": 64}
 
 
@@ -95,7 +98,7 @@ def test_everything_is_written_and_announced(first):
     assert there == {"manifest.json", *(name for names in PLAN.values() for name in names)}
     announced = {e.path.name for e in events if isinstance(e, FileWritten)}
     assert announced == there - {"manifest.json"}
-    assert sorted(p.name for p in (folder / "frames").iterdir()) == [f"{k:04d}.png" for k in range(21)]
+    assert sorted(p.name for p in (folder / "images").iterdir()) == [f"{k:04d}.png" for k in range(21)]
     assert torch.equal(load_orbit(folder).frames, result.video.frames)
     assert {e.stage for e in events if isinstance(e, Progress)} == {"orbit", "fit", "surface", "texture"}
     for stage in ("orbit", "fit", "surface", "texture"):
@@ -141,7 +144,7 @@ def test_a_second_run_takes_everything_up_without_the_model(first, again, monkey
     monkeypatch.setattr(pipeline, "load_model", no_model)
     before, warned = contents(folder), manifest(folder)["warnings"]
     result, ran, resumed, _ = follow(running(photo, folder, Settings(**SMALL)))
-    assert (ran, resumed) == (["report"], ["orbit", "splats", "mesh"])
+    assert (ran, resumed) == (["report"], ["orbit", "splats", "mesh", "formats"])
     assert torch.equal(result.video.frames, first[2].video.frames)
     assert torch.equal(result.video.orbit.azimuths, first[2].video.orbit.azimuths)
     after = contents(folder)
@@ -154,10 +157,10 @@ def test_a_second_run_takes_everything_up_without_the_model(first, again, monkey
 @pytest.mark.parametrize(
     ("change", "redone"),
     [
-        ({"target_faces": 200}, ["mesh", "report"]),
-        ({"texture_resolution": 128}, ["mesh", "report"]),
+        ({"target_faces": 200}, ["mesh", "formats", "report"]),
+        ({"texture_resolution": 128}, ["mesh", "formats", "report"]),
         ({"decode_chunk_size": 3}, ["report"]),
-        ({"seed": 1}, ["orbit", "splats", "mesh", "report"]),
+        ({"seed": 1}, list(PLAN)),
     ],
 )
 def test_only_what_depends_on_a_setting_is_made_again(again, change, redone):
@@ -179,13 +182,13 @@ def test_the_orbit_is_made_again_and_nothing_old_remains(again, what, monkeypatc
     else:
         value = {"elevation": 20.0, "steps": 2, "foreground_ratio": 0.5}[what]
         settings = SMALL | {what: value}
-    old = contents(folder / "frames")
+    old = contents(folder / "images")
     _, ran, resumed, _ = follow(orbiting(photo, folder, Settings(**settings)))
     assert (ran, resumed) == (["orbit"], [])
     assert {p.name for p in folder.iterdir()} == {"manifest.json", *PLAN["orbit"]}
     assert list(manifest(folder)["stages"]) == ["orbit"]
     if what != "version":
-        assert contents(folder / "frames") != old
+        assert contents(folder / "images") != old
 
 
 def test_a_changed_model_file_is_noticed(again, tmp_path):
@@ -198,6 +201,89 @@ def test_a_changed_model_file_is_noticed(again, tmp_path):
     weights = next(model.glob("unet/*.safetensors"))
     os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 10**9))
     assert follow(orbiting(photo, folder, settings))[1] == ["orbit"]
+
+
+MORE = ("mesh.usdz", "mesh.stl", "mesh.3mf", "mesh.ply", "splats.splat", "splats.spz")
+
+
+def test_further_formats_are_written_from_what_is_there(again):
+    photo, folder = again
+    formats = {"mesh_formats": ("stl", "3mf", "usdz", "ply"), "splat_formats": ["spz", "splat"], "height_mm": 40}
+    _, ran, resumed, events = follow(running(photo, folder, Settings(**SMALL, **formats)))
+    assert (ran, resumed) == (["formats", "report"], ["orbit", "splats", "mesh"])
+    assert [e.path.name for e in events if isinstance(e, FileWritten)][: len(MORE)] == manifest_files(folder)
+    assert sorted(manifest_files(folder)) == sorted(MORE)
+    kept = {"manifest.json", *PLAN["orbit"], "splats.ply", "mesh.glb", *PLAN["report"]}
+    assert {p.name for p in folder.iterdir()} == {*kept, *MORE}  # mesh.obj and its parts are gone
+    page = (folder / "report.html").read_text()
+    assert all(f"'{name}'" in page for name in MORE)
+    assert trimesh.load(folder / "mesh.stl").bounds[:, 2].tolist() == pytest.approx([0, 40])
+    assert trimesh.load(folder / "mesh.stl").is_watertight
+    before = contents(folder)
+    assert follow(running(photo, folder, Settings(**SMALL, **formats)))[1] == ["report"]
+    assert {p for p in before if contents(folder)[p] != before[p]} <= {Path("manifest.json"), Path("report.html")}
+    assert follow(running(photo, folder, Settings(**SMALL, **(formats | {"height_mm": 50.0}))))[1] == [
+        "formats",
+        "report",
+    ]
+    assert follow(running(photo, folder, Settings(**SMALL, mesh_formats=("glb",))))[1] == ["report"]
+    assert {p.name for p in folder.iterdir()} == kept
+
+
+def manifest_files(folder):
+    return manifest(folder)["stages"]["formats"]["files"]
+
+
+def test_a_result_for_print(again):
+    photo, folder = again
+    small = {k: v for k, v in SMALL.items() if k != "target_faces"}
+    _, ran, *_ = follow(running(photo, folder, Settings.of(purpose="print", height_mm=75, **small)))
+    assert ran == ["mesh", "formats", "report"]
+    assert (folder / "mesh.3mf").is_file()
+    solid = trimesh.load(folder / "mesh.stl")
+    assert solid.is_watertight
+    assert solid.extents[2] == pytest.approx(75)
+    assert len(solid.faces) > 300
+    told = manifest(folder)["settings"]
+    assert (told["purpose"], told["watertight"], told["height_mm"]) == ("print", True, 75)
+    assert told["mesh_formats"] == ["glb", "stl", "3mf"]
+    assert told["target_faces"] == 100_000
+
+
+def test_open_edges_are_an_error_where_they_must_not_be(again, monkeypatch):
+    photo, folder = again
+    monkeypatch.setattr(pipeline, "is_closed", lambda mesh: False)
+    with pytest.raises(ValueError, match=r"^watertight: expected a closed mesh.*--no-watertight"):
+        follow(running(photo, folder, Settings.of(purpose="print", **SMALL)))
+    assert (folder / "mesh.glb").is_file()
+    assert not (folder / "mesh.stl").exists()
+    result, *_ = follow(running(photo, folder, Settings.of(purpose="print", watertight=False, **SMALL)))
+    assert (folder / "mesh.stl").is_file()
+    assert result.figures["Watertight"] is False
+
+
+def test_a_result_for_the_web_is_judged_as_it_stands_in_its_file(again):
+    photo, folder = again
+    settings = Settings.of(purpose="web", unlit=True, **SMALL)
+    result, ran, *_ = follow(running(photo, folder, settings))
+    assert ran == ["mesh", "formats", "report"]
+    assert b'"image/jpeg"' in (folder / "mesh.glb").read_bytes()
+    assert b"KHR_materials_unlit" in (folder / "mesh.glb").read_bytes()
+    assert {"mesh.usdz", "splats.spz"} <= {p.name for p in folder.iterdir()}
+    again, ran, *_ = follow(running(photo, folder, settings))
+    assert ran == ["report"]
+    assert again.figures == result.figures
+    assert torch.equal(again.mesh.texture, result.mesh.texture)
+    assert torch.equal(again.mesh.vertices, result.mesh.vertices)
+
+
+def test_reconstruct_writes_further_formats_and_says_so(again, tmp_path):
+    _, folder = again
+    settings = Settings(**SMALL, mesh_formats=("stl",), splat_formats=("spz",))
+    follow(reconstructing(folder, tmp_path / "new", settings))
+    assert {"mesh.glb", "mesh.stl", "splats.spz"} <= {p.name for p in (tmp_path / "new").iterdir()}
+    assert manifest(tmp_path / "new")["settings"]["mesh_formats"] == ["stl"]
+    assert manifest(tmp_path / "new")["settings"]["height_mm"] == 100
 
 
 def test_overwrite_starts_anew(again):
@@ -216,11 +302,11 @@ def test_orbit_alone_leaves_a_finished_run_as_it_is(again):
 @pytest.mark.parametrize("damage", ["frame", "splats", "mesh"])
 def test_damaged_files_are_made_again_with_a_warning(again, damage):
     photo, folder = again
-    path = {"frame": folder / "frames" / "0003.png", "splats": folder / "splats.ply", "mesh": folder / "mesh.glb"}
+    path = {"frame": folder / "images" / "0003.png", "splats": folder / "splats.ply", "mesh": folder / "mesh.glb"}
     path[damage].write_bytes(path[damage].read_bytes()[:100])
     _, ran, _, events = follow(running(photo, folder, Settings(**SMALL)))
     # the orbit comes back bit for bit, but what was made from it went with it
-    assert ran == {"frame": list(PLAN), "splats": ["splats", "mesh", "report"], "mesh": ["mesh", "report"]}[damage]
+    assert ran == {"frame": list(PLAN), "splats": list(PLAN)[1:], "mesh": list(PLAN)[2:]}[damage]
     stage = {"frame": "orbit", "splats": "splats", "mesh": "mesh"}[damage]
     assert any(e.stage == stage and "damaged" in e.message for e in events if isinstance(e, Warned))
 
@@ -228,7 +314,7 @@ def test_damaged_files_are_made_again_with_a_warning(again, damage):
 def test_a_missing_file_is_made_again(again):
     photo, folder = again
     (folder / "mesh.mtl").unlink()
-    assert follow(running(photo, folder, Settings(**SMALL)))[1] == ["mesh", "report"]
+    assert follow(running(photo, folder, Settings(**SMALL)))[1] == ["formats", "report"]
     assert (folder / "mesh.mtl").is_file()
 
 
@@ -244,11 +330,11 @@ def test_an_interrupted_run_goes_on_from_its_finished_stages(first, tmp_path, mo
         with pytest.raises(KeyboardInterrupt):
             follow(running(photo, folder, Settings(**SMALL)))
     assert {p.name for p in folder.iterdir()} == {"manifest.json", *PLAN["orbit"]}
-    frames = contents(folder / "frames")
+    frames = contents(folder / "images")
     monkeypatch.setattr(pipeline, "load_model", no_model)
     result, ran, resumed, _ = follow(running(photo, folder, Settings(**SMALL)))
-    assert (ran, resumed) == (["splats", "mesh", "report"], ["orbit"])
-    assert contents(folder / "frames") == frames == contents(first[1] / "frames")
+    assert (ran, resumed) == (list(PLAN)[1:], ["orbit"])
+    assert contents(folder / "images") == frames == contents(first[1] / "images")
     assert torch.equal(result.mesh.vertices, first[2].mesh.vertices)  # as if it had never stopped
 
 
@@ -281,17 +367,17 @@ def test_a_full_disk_leaves_nothing_half_written(first, tmp_path, monkeypatch):
             follow(running(photo, folder, Settings(**SMALL)))
     assert not [p for p in folder.iterdir() if "partial" in p.name]
     assert not (folder / "mesh.obj").exists()
-    assert list(manifest(folder)["stages"]) == ["orbit", "splats"]
-    assert follow(running(photo, folder, Settings(**SMALL)))[2] == ["orbit", "splats"]
+    assert list(manifest(folder)["stages"]) == ["orbit", "splats", "mesh"]
+    assert follow(running(photo, folder, Settings(**SMALL)))[2] == ["orbit", "splats", "mesh"]
 
 
-@pytest.mark.parametrize("kind", ["orbit.mp4", "orbit.gif", "frames", "transforms.json", ""])
+@pytest.mark.parametrize("kind", ["orbit.mp4", "orbit.gif", "images", "transforms.json", ""])
 def test_reconstruct_takes_every_form_of_an_orbit(again, tmp_path, kind):
     _, folder = again
     source, settings = folder / kind, Settings(**SMALL)
     given = kind in ("transforms.json", "")
     result, ran, _, events = follow(reconstructing(source, tmp_path / "new", settings))
-    assert ran == ["splats", "mesh", "report"]
+    assert ran == list(PLAN)[1:]
     assert {p.name for p in (tmp_path / "new").iterdir()} == {
         "manifest.json", *(name for stage in ran for name in PLAN[stage])
     }  # fmt: skip
@@ -306,7 +392,7 @@ def test_reconstruct_within_a_run_keeps_its_orbit(again):
     photo, folder = again
     orbit = {path: data for path, data in contents(folder).items() if path.parts[0] in PLAN["orbit"]}
     settings = Settings(**(SMALL | {"seed": 3}))
-    assert follow(reconstructing(folder / "transforms.json", folder, settings))[1] == ["splats", "mesh", "report"]
+    assert follow(reconstructing(folder / "transforms.json", folder, settings))[1] == list(PLAN)[1:]
     assert orbit.items() <= contents(folder).items()
     assert follow(running(photo, folder, Settings(**SMALL)))[2] == ["orbit"]
 
@@ -317,7 +403,7 @@ def test_reconstruct_of_another_orbit_replaces_the_whole_run(again, tmp_path):
     shutil.copy2(folder / "orbit.mp4", other)
     follow(reconstructing(other, folder, Settings(**SMALL), elevation=10.0))
     assert not any((folder / name).exists() for name in PLAN["orbit"])
-    assert list(manifest(folder)["stages"]) == ["splats", "mesh", "report"]
+    assert list(manifest(folder)["stages"]) == list(PLAN)[1:]
     assert manifest(folder)["settings"]["elevation"] == 10.0
 
 
@@ -325,16 +411,16 @@ def test_reconstruct_writes_no_pictures_among_the_frames(again):
     _, folder = again
     before = contents(folder)
     with pytest.raises(ValueError, match="another folder"):
-        follow(reconstructing(folder / "frames", folder / "frames", Settings(**SMALL)))
+        follow(reconstructing(folder / "images", folder / "images", Settings(**SMALL)))
     assert contents(folder) == before
 
 
 def test_a_folder_of_someone_elses_files_is_left_alone(first, tmp_path):
-    (tmp_path / "frames").mkdir()
-    (tmp_path / "frames" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds frames but no manifest\.json"):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds images but no manifest\.json"):
         follow(running(first[0], tmp_path, Settings(**SMALL)))
-    assert (tmp_path / "frames" / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "images" / "mine.txt").read_text() == "mine"
 
 
 def test_sv3d_u_makes_its_static_orbit_and_says_so(first, tmp_path):

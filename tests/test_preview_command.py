@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import zipfile
 
 import av
 import numpy as np
@@ -135,6 +136,14 @@ def test_axes_of_every_format(photo, preview, checkpoint, tmp_path, axes, order)
     if axes == "gltf":
         line = (folder / "mesh.obj").read_text().splitlines()[1].split()
         np.testing.assert_allclose([float(v) for v in line[4:]], mesh.colors[0].numpy() / 255, atol=1e-4)
+
+
+def test_formats_for_printers_and_phones(photo, preview, tmp_path):
+    assert preview(photo, "--model-save-format", "3mf", "usdz", "--quiet") == 0
+    folder = tmp_path / "out" / "cup"
+    assert names(folder) == (FILES - {"mesh.glb"}) | {"mesh.3mf", "mesh.usdz"}
+    assert zipfile.is_zipfile(folder / "mesh.3mf")
+    assert b"primvars:displayColor" in (folder / "mesh.usdz").read_bytes()
 
 
 def test_a_photo_that_fails_fails_alone(preview, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Meshes to files and back; splats to files and back (see splat_ply)."""
+"""Meshes to files and back; splats by way of splat_files."""
 
 import io
 import os
@@ -13,36 +13,56 @@ from PIL import Image
 from sv3d_fast.files import write_bytes, write_text
 
 from .corners import from_y_up, split, to_y_up
-from .glb import glb_bytes, linear_to_srgb, png_bytes
+from .glb import glb_bytes, linear_to_srgb, picture_bytes
 from .mesh import Mesh
-from .splat_ply import load_splats, save_splats
+from .print_shape import printable
+from .splat_files import load_splats, save_splats
+from .threemf import threemf_bytes
+from .usdz import usdz_bytes
 
 __all__ = ["load_mesh", "load_splats", "save_mesh", "save_splats"]
 
-Y_UP = {".glb", ".gltf", ".obj"}  # y-up, front +z; other formats keep the world's axes: z-up, front +x
-OTHER = {".stl": "stl", ".ply": "ply", ".off": "off", ".3mf": "3mf"}  # written by trimesh: shape alone, no texture
+Y_UP = {".glb", ".gltf", ".obj", ".usdz"}  # y-up, front +z; other formats keep the world's axes: z-up, front +x
+PRINTED = {".stl", ".3mf"}
+SHAPES = {".stl": "stl", ".ply": "ply", ".off": "off"}  # written by trimesh: shape alone, no texture
+SUFFIXES = (".glb", ".obj", ".usdz", ".3mf", *SHAPES)
 MAX_BYTES = 2 << 30
 
 
-def save_mesh(mesh: Mesh, path: str | os.PathLike, *, unlit: bool = False) -> list[Path]:
+def save_mesh(
+    mesh: Mesh,
+    path: str | os.PathLike,
+    *,
+    unlit: bool = False,
+    texture_format: str = "png",
+    height_mm: float | None = None,
+) -> list[Path]:
     """Writes a mesh in the format that the suffix names; returns the paths of all files written.
 
-    .glb: binary glTF 2.0, texture inside (`unlit`: see glb_bytes). .obj: with .mtl and .png of the same stem beside it
-    if there is a texture. Both y-up, front +z. .stl, .ply, .off and .3mf: the shape alone, z-up.
+    .glb: binary glTF 2.0, texture inside (`unlit`: see glb_bytes). .usdz: for AR on Apple's devices, texture inside.
+    .obj: with .mtl and .png of the same stem beside it if there is a texture. These are y-up, front +z. .stl, .3mf,
+    .ply and .off: the shape alone, z-up. texture_format: "png" or "jpeg", of .glb and .usdz. height_mm: .stl and .3mf
+    are made this high in millimetres, standing on z = 0; without it they keep the world's units, one for a millimetre.
     Raises ValueError for another suffix or a mesh without faces; OutputError.
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in {".glb", ".obj", *OTHER}:
-        raise ValueError(f"path: expected a name ending in .glb, .obj, {', '.join(OTHER)}, got {path.name!r}")
+    if suffix not in SUFFIXES:
+        raise ValueError(f"path: expected a name ending in {', '.join(SUFFIXES)}, got {path.name!r}")
     if len(mesh.faces) == 0:
         raise ValueError("mesh: expected at least one face, got none")
-    if suffix == ".glb":
-        return [write_bytes(path, glb_bytes(mesh, unlit=unlit))]
     if suffix == ".obj":
         return _save_obj(mesh, path)
+    if suffix == ".glb":
+        return [write_bytes(path, glb_bytes(mesh, unlit=unlit, texture_format=texture_format))]
+    if suffix == ".usdz":
+        return [write_bytes(path, usdz_bytes(mesh, texture_format=texture_format))]
+    if suffix in PRINTED and height_mm is not None:
+        mesh = printable(mesh, height_mm)
+    if suffix == ".3mf":
+        return [write_bytes(path, threemf_bytes(mesh))]
     shape = trimesh.Trimesh(mesh.vertices.cpu().numpy(), mesh.faces.cpu().numpy(), process=False)
-    data: Any = shape.export(file_type=OTHER[suffix])
+    data: Any = shape.export(file_type=SHAPES[suffix])
     return [write_bytes(path, data.encode() if isinstance(data, str) else data)]
 
 
@@ -153,7 +173,7 @@ def _save_obj(mesh: Mesh, path: Path) -> list[Path]:
     text.write("# sv3d-fast; y up, front +z\n")
     if mesh.texture is not None and mesh.uvs is not None:
         lines = ["newmtl surface", "Ka 0 0 0", "Kd 1 1 1", "Ks 0 0 0", "illum 1", f"map_Kd {picture.name}", ""]
-        written = [write_bytes(picture, png_bytes(mesh.texture)), write_text(material, "\n".join(lines))]
+        written = [write_bytes(picture, picture_bytes(mesh.texture)), write_text(material, "\n".join(lines))]
         text.write(f"mtllib {material.name}\nusemtl surface\n")
         uvs, inverse = np.unique(mesh.uvs.cpu().numpy().reshape(-1, 2), axis=0, return_inverse=True)
         np.savetxt(text, uvs, "vt %.9g %.9g")

@@ -16,10 +16,11 @@ from .mesh import Mesh
 FLOAT, UINT = 5126, 5125
 VERTEX_DATA, INDEX_DATA = 34962, 34963
 LINEAR, MIPMAPPED, CLAMP = 9729, 9987, 33071
+JPEG_QUALITY = 85  # with colours at full resolution, for they change from chart to chart
 
 
-def glb_bytes(mesh: Mesh, *, unlit: bool = False) -> bytes:
-    """A GLB of the mesh: y-up, front +z, metallic 0, roughness 1, the texture inside as PNG.
+def glb_bytes(mesh: Mesh, *, unlit: bool = False, texture_format: str = "png") -> bytes:
+    """A GLB of the mesh: y-up, front +z, metallic 0, roughness 1, the texture inside as PNG or JPEG.
 
     Without a texture, vertex colours go to COLOR_0, which glTF defines as linear, as floats. unlit=True adds
     KHR_materials_unlit, so viewers show the texture as it is, with the light that is baked into it.
@@ -41,10 +42,11 @@ def glb_bytes(mesh: Mesh, *, unlit: bool = False) -> bytes:
         v_down = np.stack([parts.uvs[:, 0], 1 - parts.uvs[:, 1]], -1)
         attributes["TEXCOORD_0"] = blob.accessor(v_down, FLOAT, "VEC2", VERTEX_DATA)
         pbr["baseColorTexture"] = {"index": 0}
+        picture = picture_bytes(mesh.texture, texture_format)
         document |= {
             "textures": [{"sampler": 0, "source": 0}],
             "samplers": [{"magFilter": LINEAR, "minFilter": MIPMAPPED, "wrapS": CLAMP, "wrapT": CLAMP}],
-            "images": [{"mimeType": "image/png", "name": "albedo", "bufferView": blob.view(png_bytes(mesh.texture))}],
+            "images": [{"mimeType": f"image/{texture_format}", "name": "albedo", "bufferView": blob.view(picture)}],
         }
     elif mesh.colors is not None:
         linear = srgb_to_linear(mesh.colors.cpu().numpy()[parts.source] / 255.0)
@@ -59,10 +61,11 @@ def glb_bytes(mesh: Mesh, *, unlit: bool = False) -> bytes:
     return blob.pack(document)
 
 
-def png_bytes(texture: torch.Tensor) -> bytes:
-    """A (R, R, 3) uint8 texture as a PNG file, its first row at v = 1."""
+def picture_bytes(texture: torch.Tensor, texture_format: str = "png") -> bytes:
+    """A (R, R, 3) uint8 texture as a PNG or JPEG file, its first row at v = 1."""
     buffer = io.BytesIO()
-    Image.fromarray(texture.cpu().numpy()).save(buffer, "PNG", compress_level=6)
+    options = {"png": {"compress_level": 6}, "jpeg": {"quality": JPEG_QUALITY, "subsampling": 0}}
+    Image.fromarray(texture.cpu().numpy()).save(buffer, texture_format, **options[texture_format])
     return buffer.getvalue()
 
 

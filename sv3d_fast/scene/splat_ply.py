@@ -1,13 +1,11 @@
 """Splats as a PLY file in the layout of 3D Gaussian splatting, which every splat viewer reads."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from sv3d_fast.files import write_bytes
-
+from .splat_axes import Y_DOWN
 from .splats import SH_C0, Splats
 
 AXES = "x right, y down, z towards the front; the world (x front, y, z up) is (z, -x, -y) of this file"
@@ -15,48 +13,39 @@ PROPERTIES = (
     *("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"),
     *("scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"),
 )
-# World (x, y, z) -> file (-y, -z, x): viewers take a splat PLY as y-down and turn it by 180 degrees about z, after
-# which it stands as our glTF does. As a quaternion, w first, that is a third of a turn.
-TO_FILE = np.array([0.5, 0.5, -0.5, 0.5])
 TYPES = {"float": "<f4", "float32": "<f4", "double": "<f8", "float64": "<f8", "uchar": "u1", "uint8": "u1",
          "char": "i1", "int8": "i1", "short": "<i2", "int16": "<i2", "ushort": "<u2", "uint16": "<u2",
          "int": "<i4", "int32": "<i4", "uint": "<u4", "uint32": "<u4"}  # fmt: skip
 MAX_HEADER = 1 << 16
 
 
-def save_splats(splats: Splats, path: str | os.PathLike) -> Path:
-    """Writes a binary little-endian PLY: x y z nx ny nz f_dc_0..2 opacity scale_0..2 rot_0..3, float32.
+def ply_bytes(splats: Splats) -> bytes:
+    """A binary little-endian PLY: x y z nx ny nz f_dc_0..2 opacity scale_0..2 rot_0..3, float32.
 
     Opacities are logits, scales logarithms, rotations quaternions with w first, and colours coefficients of the
     constant spherical harmonic: f_dc = (color - 0.5) / SH_C0. Axes are y-down, as of COLMAP scenes, which viewers
-    expect; the header says so. `load_splats` gives the same splats back, to float32 rounding. Raises OutputError.
+    expect; the header says so. `read_ply` gives the same splats back, to float32 rounding.
     """
-    s = splats.to(device="cpu", dtype=torch.float64).detach()
-    x, y, z = s.means.numpy().T
+    s = splats.detach().to(device="cpu", dtype=torch.float64)
     table = np.zeros((len(s), len(PROPERTIES)), "<f4")
-    table[:, 0], table[:, 1], table[:, 2] = -y, -z, x
+    table[:, :3], table[:, 13:] = Y_DOWN.of_world(splats)
     table[:, 6:9] = (s.colors.numpy() - 0.5) / SH_C0
     table[:, 9] = s.logit_opacities.numpy()
     table[:, 10:13] = s.log_scales.numpy()
-    table[:, 13:] = _product(TO_FILE, s.quats.numpy())
     header = [
         "ply", "format binary_little_endian 1.0", "comment Gaussian splats written by sv3d-fast",
         f"comment axes: {AXES}", f"element vertex {len(s)}", *(f"property float {name}" for name in PROPERTIES),
         "end_header",
     ]  # fmt: skip
-    return write_bytes(path, ("\n".join(header) + "\n").encode() + table.tobytes())
+    return ("\n".join(header) + "\n").encode() + table.tobytes()
 
 
-def load_splats(path: str | os.PathLike) -> Splats:
-    """Reads a splat PLY of any 3DGS program, y-down as `save_splats` writes it; float32, on the CPU.
+def read_ply(data: bytes, path: Path) -> Splats:
+    """Splats of a PLY file of any 3DGS program, y-down as `ply_bytes` writes it; float32, on the CPU.
 
     Properties may stand in any order; those beyond the constant colour (f_rest_*) are left out.
-    Raises ValueError (one line) for a file that is missing, truncated, of another format, or holds non-finite values.
+    Raises ValueError (one line, naming `path`) for data that is truncated, of another format or not finite.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    data = path.read_bytes()
     count, layout, start = _header(path, data)
     missing = [name for name in PROPERTIES if name not in (layout.names or ()) and not name.startswith("n")]
     if missing:
@@ -71,9 +60,8 @@ def load_splats(path: str | os.PathLike) -> Splats:
         return np.stack([rows[name].astype(np.float64) for name in names], -1)
 
     xyz, f_dc, scales = columns("x", "y", "z"), columns(*PROPERTIES[6:9]), columns(*PROPERTIES[10:13])
-    quats = _product(TO_FILE * [1, -1, -1, -1], columns(*PROPERTIES[13:]))
+    means, quats = Y_DOWN.to_world(xyz, columns(*PROPERTIES[13:]))
     opacities = columns("opacity")[:, 0]
-    means = np.stack([xyz[:, 2], -xyz[:, 0], -xyz[:, 1]], -1)
     values = (means, quats, scales, opacities, f_dc * SH_C0 + 0.5)
     if not all(np.isfinite(value).all() for value in values):
         raise ValueError(f"{path}: expected finite splats, got NaN or infinite values")
@@ -98,18 +86,3 @@ def _header(path: Path, data: bytes) -> tuple[int, np.dtype, int]:
         raise ValueError(f"{path}: expected scalar properties with names of their own")
     layout = np.dtype([(name, TYPES[kind]) for _, kind, name in fields])
     return int(elements[0][2]), layout, end + len(b"end_header\n")
-
-
-def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Hamilton product of one quaternion with (N, 4), w first."""
-    a, b, c, d = left
-    w, x, y, z = right.T
-    return np.stack(
-        [
-            a * w - b * x - c * y - d * z,
-            a * x + b * w + c * z - d * y,
-            a * y - b * z + c * w + d * x,
-            a * z + b * y - c * x + d * w,
-        ],
-        -1,
-    )
