@@ -20,6 +20,8 @@ OPENING = 0.0005  # holes below this part of the frame are filled whatever they 
 SHARP = 0.1  # how fast colour must leave the background over BAND pixels at the rim of a see-through hole
 CARVED = 0.5  # holes are not see-through if carving them loses this part of their area in other views
 
+VOXELS = 128  # of the hull that tells: rims of holes, which are thin, vanish on coarser ones
+
 _FULL = np.ones((3, 3), bool)
 
 
@@ -121,7 +123,7 @@ def _agree(opened: np.ndarray, filled: np.ndarray, orbit: Orbit) -> bool:
     missing = []
     for masks in (opened, filled):
         alpha = torch.from_numpy(masks).float()
-        missing.append((1 - consistency(alpha, orbit)) * masks.sum())
+        missing.append((1 - consistency(alpha, orbit, VOXELS)) * masks.sum())
     return bool(missing[0] - missing[1] < CARVED * (filled & ~opened).sum())
 
 
