@@ -48,6 +48,7 @@ class _GraphedStep:
         with torch.cuda.stream(side):  # libraries choose their algorithms outside the graph
             network(self.noisy, self.rows, self.run)
         torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.empty_cache()  # the graph takes memory of its own
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.output = network(self.noisy, self.rows, self.run)

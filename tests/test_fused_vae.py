@@ -57,4 +57,6 @@ def test_half_precision_on_a_gpu(dtype):
     assert not why_not_fused(vae)
     got = finish(decoding(vae, latents, chunk=2))
     assert (got - expected).norm() / expected.norm() < (2e-2 if dtype == torch.bfloat16 else 3e-3)
-    assert torch.equal(got, finish(decoding(vae, latents, chunk=1)))
+    assert torch.equal(got, finish(decoding(vae, latents, chunk=2)))
+    alone = finish(decoding(vae, latents, chunk=1))  # cuDNN may sum in another order
+    assert (got - alone).norm() / expected.norm() < (2e-2 if dtype == torch.bfloat16 else 3e-3)

@@ -1,9 +1,12 @@
 """Sheets that touch, parted."""
 
+import fast_simplification
 import numpy as np
 import pytest
+import torch
 import trimesh
 
+from sv3d_fast.kernels.marching_cubes import marching_cubes
 from sv3d_fast.scene.manifold import parted
 
 
@@ -50,6 +53,32 @@ def test_boxes_that_touch_come_apart(centers, name):
     assert after.volume == pytest.approx(before.volume, rel=0.1)
     assert all(part.volume > 0.8 for part in parts)
     assert solid(*joined(after)).is_watertight  # and stay apart where a reader joins vertices by place
+
+
+def test_sheets_that_meet_in_an_edge_and_are_joined_elsewhere():
+    # A ring of eight boxes whose first and last touch in an edge only: both its ends belong to one fan each.
+    ring = [(0, 0), (1, 0), (2, 0), (2, 1), (2, 2), (1, 2), (0, 2), (-1, 1)]
+    boxes = [box(x, y, 0) for x, y in ring]
+    whole = boxes[0]
+    for other in boxes[1:]:
+        points, triangles = joined(whole, other)
+        whole = solid(*parted(points, triangles))
+    after = solid(*parted(*joined(whole)))
+    assert after.is_watertight
+    assert after.is_winding_consistent
+    assert after.volume == pytest.approx(8, rel=0.05)
+
+
+def test_a_noisy_surface_stays_closed_when_collapsed():
+    field = np.linalg.norm(np.stack(np.meshgrid(*[np.linspace(-1, 1, 40)] * 3, indexing="ij")), axis=0) - 0.6
+    field += 0.08 * np.random.default_rng(0).standard_normal(field.shape)
+    field[[0, -1]] = field[:, [0, -1]] = field[:, :, [0, -1]] = 1
+    vertices, faces = (t.numpy() for t in marching_cubes(torch.from_numpy(field).float()))
+    collapsed = fast_simplification.simplify(vertices, faces, target_count=len(faces) // 12)
+    assert not solid(*collapsed).is_watertight
+    after = solid(*parted(*collapsed))
+    assert after.is_watertight
+    assert after.is_winding_consistent
 
 
 def test_folds_and_lines_vanish():

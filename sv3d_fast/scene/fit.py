@@ -38,9 +38,9 @@ class FitConfig:
 
     size: int = 576  # pixels: larger frames are averaged down to this
     count: int = 50_000
-    steps: int = 500
+    steps: int = 400
     views_per_step: int = 4
-    lr_means: float = 0.6
+    lr_means: float = 2.0
     lr_quats: float = 2e-2
     lr_scales: float = 2e-2
     lr_opacities: float = 1e-1
@@ -68,7 +68,7 @@ class FitConfig:
         if device.type != "cpu":
             return cls(size=size)
         size = min(size, 256)
-        return cls(size=size, count=min(max(size * size // 4, 500), 8000), steps=800, views_per_step=1)
+        return cls(size=size, count=min(max(size * size // 4, 500), 8000), steps=800, views_per_step=1, lr_means=0.6)
 
 
 def fitting(
@@ -112,7 +112,8 @@ def fitting(
     hull = visual_hull(alpha, video.orbit, tolerance=len(video.orbit) // 12, dilation=0)
     images, alpha = _resized(video.colors().to(device), size), _resized(alpha[..., None], size)
     splats, spacing = initial_splats(hull, images, alpha[..., 0], video.orbit, generator, config)
-    parameters = {name: value.requires_grad_() for name, value in vars(splats).items()}
+    parameters = {name: value.contiguous().requires_grad_() for name, value in vars(splats).items()}
+    splats = Splats(**parameters)
     gains = torch.zeros(len(video.orbit), 3, device=device, requires_grad=True)
     order = _order(steps, min(config.views_per_step, len(video.orbit)), len(video.orbit), generator)
     backgrounds = torch.rand(*order.shape, 3, generator=generator)

@@ -38,7 +38,7 @@ def parted(points: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.nd
     source = np.zeros(vertices, np.int64)
     source[label] = starts
     faces = label.reshape(-1, 3).astype(np.int64)
-    return _apart(points, source, faces), faces
+    return _split(_apart(points, source, faces), faces, one, other)
 
 
 def _distinct(triangles: np.ndarray) -> np.ndarray:
@@ -111,6 +111,29 @@ def _meetings(edge: np.ndarray, forward: np.ndarray, turn: np.ndarray) -> tuple[
                 one.append(np.array([half]))
                 other.append(np.array([partner]))
     return np.concatenate(one), np.concatenate(other)
+
+
+def _split(points: np.ndarray, faces: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sheets that meet in an edge and are joined elsewhere keep both of its ends: all but one get a vertex amid it."""
+    starts, ends = faces.ravel(), np.roll(faces, -1, 1).ravel()
+    key = np.minimum(starts, ends) * (len(points) + 1) + np.maximum(starts, ends)
+    _, first = np.unique(key[one], return_index=True)
+    again = np.setdiff1d(np.arange(len(one)), first)
+    if len(again) == 0:
+        return points, faces
+    inserted = {}
+    for vertex, pair in enumerate(again, len(points)):
+        inserted[one[pair]] = inserted[other[pair]] = vertex
+    middles = (points[starts[one[again]]] + points[ends[one[again]]]) / 2
+    touched = sorted({half // 3 for half in inserted})
+    more = []
+    for face in touched:
+        ring = [v for k in range(3) for v in (faces[face, k], inserted.get(3 * face + k)) if v is not None]
+        turn = next(i for i, v in enumerate(ring) if v >= len(points))
+        ring = ring[turn:] + ring[:turn]
+        more += [(ring[0], ring[k], ring[k + 1]) for k in range(1, len(ring) - 1)]
+    kept = np.delete(faces, touched, 0)
+    return np.concatenate([points, middles.astype(points.dtype)]), np.concatenate([kept, np.array(more)])
 
 
 def _apart(points: np.ndarray, source: np.ndarray, faces: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ UNSURE = 0.1  # weight at which the hull has as much say as the depth maps
 SMOOTHING = 0.8  # voxels, standard deviation
 SLAB_POINTS = 1 << 21  # points at which the hull is sampled at a time, to bound memory
 SMALLEST = 0.02  # components below this part of the largest one's volume are dropped
-FEWER = (1.0, 0.85, 0.7)  # of the budget: a little less often stays closed where the whole doesn't
+FEWER = (0.99, 0.85, 0.7)  # of the budget: parting sheets adds a few, and less may stay closed where more doesn't
 
 
 def extract(
@@ -309,13 +309,13 @@ def _decimated(vertices: torch.Tensor, faces: torch.Tensor, target_faces: int) -
     if len(faces) <= target_faces:
         return Mesh(vertices, faces)
     points, triangles = vertices.cpu().numpy(), faces.cpu().numpy()
-    targets = [max(4, int(share * target_faces)) for share in FEWER] + [(target_faces + len(faces)) // 2]
-    for target in targets:
+    beyond = (target_faces + len(faces)) // 2
+    for target, most in [*((max(4, int(share * target_faces)), target_faces) for share in FEWER), (beyond, len(faces))]:
         new_points, new_triangles = parted(*fast_simplification.simplify(points, triangles, target_count=target))
         mesh = Mesh(
             torch.from_numpy(new_points.astype(np.float32)).to(vertices.device),
             torch.from_numpy(new_triangles.astype(np.int32)).to(faces.device),
         )
-        if is_closed(mesh):
+        if len(mesh.faces) <= most and is_closed(mesh):
             return mesh
     return None
