@@ -31,10 +31,12 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """Short hash of the tree that was measured, "+" after it if files differ; "unknown" outside a checkout."""
+    if given := os.environ.get("SV3D_FAST_COMMIT"):  # of a copy without its history
+        return given
     here = Path(__file__).parent
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
     if head.returncode:
-        return os.environ.get("SV3D_FAST_COMMIT", "unknown")
+        return "unknown"
     dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 

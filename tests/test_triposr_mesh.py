@@ -7,6 +7,7 @@ import pytest
 import torch
 import trimesh
 
+from bench.thin_shapes import DENSITIES, SHAPES, VOXEL, on_grid, rod
 from sv3d_fast.kernels.marching_cubes import marching_cubes
 from sv3d_fast.triposr import TripoSR, extract
 from sv3d_fast.triposr.config import TripoSRConfig, ViTConfig
@@ -154,56 +155,22 @@ def test_scenes_that_are_none(model, codes):
 # --- coarse to fine ---
 
 
-def box(p, center, half):
-    q = (p - torch.tensor(center)).abs() - torch.tensor(half)
-    return q.clamp(min=0).norm(dim=1) + q.amax(1).clamp(max=0)
+def counting(density, resolution):
+    """The field as `sample_grid` takes it, and the places that it was asked for."""
+    field, asked = on_grid(density, resolution, torch.device("cpu")), []
 
-
-def rod(p, a, b, radius):
-    a, b = torch.tensor(a), torch.tensor(b)
-    t = ((p - a) @ (b - a) / (b - a).square().sum()).clamp(0, 1)
-    return (p - a - t[:, None] * (b - a)).norm(dim=1) - radius
-
-
-VOXEL = 2 / 120  # of a grid over [-1, 1]; the coarse one is 3, 4 or 7 times wider
-THIN = {
-    "plate": lambda p: box(p, (0.013, 0.0, 0.0), (0.6 * VOXEL, 0.5, 0.6)),
-    "tilted plate": lambda p: box(p @ torch.linalg.qr(SKEW)[0], (0.0, 0.0, 0.0), (0.5, 0.6, 0.7 * VOXEL)),
-    "rod": lambda p: rod(p, (-0.6, -0.1, 0.0), (0.5, 0.3, 0.1), 0.9 * VOXEL),
-    "ring": lambda p: ((p[:, :2].norm(dim=1) - 0.6).square() + p[:, 2].square()).sqrt() - 1.1 * VOXEL,
-    "specks": lambda p: torch.stack([(p - c).norm(dim=1) - 1.4 * VOXEL for c in SPECKS]).amin(0),
-    "hollow": lambda p: (p.norm(dim=1) - 0.6).abs() - 0.8 * VOXEL,
-    "table": lambda p: torch.stack(
-        [box(p, (0.0, 0.0, 0.2), (0.5, 0.5, VOXEL))]
-        + [rod(p, (x, y, 0.2), (x, y, -0.6), 1.1 * VOXEL) for x in (-0.4, 0.4) for y in (-0.4, 0.4)]
-    ).amin(0),
-    "sphere": lambda p: p.norm(dim=1) - 0.55,
-}
-SKEW = torch.tensor([[0.9, 0.3, -0.2], [0.1, 0.8, 0.5], [0.4, -0.6, 0.7]])
-SPECKS = torch.rand(12, 3, generator=torch.Generator().manual_seed(4)) * 1.4 - 0.7
-RAW = {  # distance -> raw density, 4 on the surface
-    "linear": lambda d: 4 - 40 * d,
-    "saturated": lambda d: 4 - 9 * torch.tanh(d / 0.06),
-    "steep": lambda d: 4 - 3 * d.sign() * (60 * d).abs().sqrt(),
-}
-
-
-def counting(function, resolution):
-    """The field as `sample_grid` takes it, and the indices that it was asked for."""
-    ticks, asked = torch.linspace(-1, 1, resolution), []
-
-    def evaluate(indices):
-        asked.append(indices)
-        return function(ticks[indices])
+    def evaluate(places):
+        asked.append(places)
+        return field(places)
 
     return evaluate, asked
 
 
-@pytest.mark.parametrize("raw", RAW)
-@pytest.mark.parametrize("shape", THIN)
+@pytest.mark.parametrize("raw", DENSITIES)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_coarse_to_fine_equals_dense_on_thin_parts(shape, raw):
     resolution, cpu = 121, torch.device("cpu")
-    evaluate, _ = counting(lambda p: RAW[raw](THIN[shape](p)), resolution)
+    evaluate, _ = counting(lambda p: DENSITIES[raw](SHAPES[shape](p)), resolution)
     dense = extract.sample_grid(evaluate, resolution, 4.0, 1, cpu)
     vertices, faces = marching_cubes(-dense, -4.0)
     assert len(faces) > 100
@@ -215,7 +182,7 @@ def test_coarse_to_fine_equals_dense_on_thin_parts(shape, raw):
 
 
 def test_few_points_are_evaluated():
-    evaluate, asked = counting(lambda p: RAW["linear"](THIN["table"](p)), 193)
+    evaluate, asked = counting(lambda p: DENSITIES["linear"](SHAPES["table"](p)), 193)
     extract.surface(evaluate, 193, 4.0, torch.device("cpu"))
     assert sum(map(len, asked)) < 0.12 * 193**3
 

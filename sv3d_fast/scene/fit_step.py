@@ -69,6 +69,8 @@ class Schedule:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient.contiguous()  # fused Adam takes no other layout than the parameter's
         self._adam.step()
+        for parameter in self.parameters:
+            parameter.grad = None  # in a graph's memory, which it would keep
         self.index += 1
 
 

@@ -10,7 +10,7 @@ from sv3d_fast.kernels.marching_cubes import marching_cubes
 COARSE = 64  # cells a side of the coarse grid
 SAFETY = 2.0  # how many times steeper than between coarse points the field may be within a cell
 
-Evaluate = Callable[[Tensor], Tensor]  # grid indices (N, 3) int64 -> values (N,) float32
+Evaluate = Callable[[Tensor], Tensor]  # places on the grid (N,) int32, (x * R + y) * R + z -> values (N,) float32
 
 
 def surface(evaluate: Evaluate, resolution: int, level: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -35,9 +35,8 @@ def sample_grid(evaluate: Evaluate, resolution: int, level: float, stride: int, 
     """
     ends = torch.arange(0, resolution - 1, stride, device=device)
     ends = torch.cat([ends, ends.new_tensor([resolution - 1])])
-    coarse = torch.empty(len(ends), len(ends), len(ends), device=device)
-    for row, i in zip(coarse, ends, strict=True):
-        row.flatten()[:] = evaluate(torch.cartesian_prod(i[None], ends, ends))
+    places = (ends[:, None, None] * resolution + ends[:, None]) * resolution + ends
+    coarse = evaluate(places.flatten().int()).view(places.shape)
     if stride == 1:
         return coarse
 
@@ -50,8 +49,8 @@ def sample_grid(evaluate: Evaluate, resolution: int, level: float, stride: int, 
     while pending.any():
         wanted = _points(pending, before, after) & ~refined
         refined |= wanted
-        indices = wanted.nonzero()
-        values[wanted] = evaluate(indices)
+        places = wanted.flatten().nonzero()[:, 0]
+        values.view(-1)[places] = evaluate(places.int())
         pending = _mixed(values > level, ends, stride) & ~active
         active = active | pending
     return values

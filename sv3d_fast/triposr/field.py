@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sv3d_fast.kernels.triplane_mlp import triplane_grid, triplane_points
+
 from .config import TripoSRConfig
 
-PLANES = ((0, 1), (0, 2), (1, 2))  # the axes of each plane; the first runs along the plane's columns
 COLOR = slice(1, 4)  # channels of the decoder's output; channel 0 is the raw density
 
 
@@ -44,20 +45,26 @@ class Field:
     """
 
     def __init__(self, planes: Tensor, decoder: Decoder, radius: float, chunk_size: int = 0):
-        first = cast(nn.Linear, decoder.layers[0])
+        first, *middle, last = cast(list[nn.Linear], list(decoder.layers)[::2])
         if planes.ndim != 4 or len(planes) != 3 or 3 * planes.shape[1] != first.in_features:
             raise ValueError(
                 f"scene_codes: expected planes of shape (3, {first.in_features // 3}, S, S), got {tuple(planes.shape)}"
             )
         self.radius = radius
         self.chunk_size = chunk_size
-        self._rest = cast(nn.Sequential, decoder.layers[1:])
         self._dtype = first.weight.dtype
         with torch.no_grad():
-            weights = first.weight.unflatten(1, (3, -1)).transpose(0, 1)  # (plane, neuron, channel)
-            # in float32, whatever the decoder's type: half precision would round the places where planes are sampled
-            self._planes = torch.einsum("pnc,pchw->pnhw", weights.float(), planes.float()).contiguous()
+            own = first.weight.unflatten(1, (3, -1)).transpose(0, 1)  # (plane, neuron, channel)
+            self._planes = torch.einsum("pnc,pchw->phwn", own.float(), planes.float())
             self._bias = first.bias.float()
+            weights, biases = (
+                first.weight.new_empty(0, *last.weight.shape[1:] * 2),
+                first.bias.new_empty(0, len(first.bias)),
+            )
+            if middle:
+                weights = torch.stack([layer.weight for layer in middle])
+                biases = torch.stack([layer.bias for layer in middle])
+            self._mlp = [t.detach() for t in (weights, biases, last.weight, last.bias)]
 
     @property
     def device(self) -> torch.device:
@@ -68,43 +75,33 @@ class Field:
         """Raw density (...) and sRGB colour (..., 3) in [0, 1] at points (..., 3), all float32; world coordinates."""
         shape = points.shape[:-1]
         scaled = points.reshape(-1, 3).float() / self.radius
-        raw = self._in_chunks(len(scaled), lambda at: self._rest(self._sampled(scaled[at])), 4)
+        planes, bias = self._planes.to(self._dtype), self._bias.to(self._dtype)
+        raw = self._in_chunks(scaled, lambda part: triplane_points(planes, bias, part, *self._mlp))
         return raw[:, 0].reshape(shape), raw[:, COLOR].sigmoid().reshape(*shape, 3)
 
-    def _sampled(self, points: Tensor) -> Tensor:
-        """The first layer's output (N, neurons) at points (N, 3) in [-1, 1]."""
-        grid = torch.stack([points[:, axes] for axes in PLANES])[:, None]
-        samples = F.grid_sample(self._planes, grid, align_corners=False)  # (3, neurons, 1, N)
-        return (samples.sum(0)[:, 0].T + self._bias).to(self._dtype)
-
-    def _in_chunks(self, count: int, run: Callable[[slice], Tensor], width: int) -> Tensor:
-        step = self.chunk_size or max(count, 1)
-        out = torch.empty(count, width, device=self.device)
-        for start in range(0, count, step):
-            at = slice(start, start + step)
-            out[at] = run(at)[:, :width]
-        return out
+    def _in_chunks(self, places: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+        if not 0 < self.chunk_size < len(places):
+            return run(places)
+        return torch.cat([run(part) for part in places.split(self.chunk_size)])
 
     @torch.no_grad()
     def on_grid(self, resolution: int) -> Callable[[Tensor], Tensor]:
         """The raw density on a grid of resolution ** 3 points whose outer ones lie on the cube's faces.
 
-        Returns a function from grid indices (N, 3) int64 to values (N,) float32. Each plane is sampled once at all
-        the resolution ** 2 places where grid points project, which takes 12 * neurons * resolution ** 2 bytes.
+        Returns a function from places (N,), (x * resolution + y) * resolution + z, to values (N,) float32. Each plane
+        is sampled once at all the resolution ** 2 places where grid points project, which takes 12 * neurons *
+        resolution ** 2 bytes.
         """
         ticks = torch.linspace(-1, 1, resolution, device=self.device)
         grid = torch.stack(torch.meshgrid(ticks, ticks, indexing="ij"), dim=-1).expand(3, -1, -1, -1)
-        samples = F.grid_sample(self._planes, grid, align_corners=False)  # (3, neurons, R, R)
-        tables = samples.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+        samples = F.grid_sample(self._planes.permute(0, 3, 1, 2), grid, align_corners=False)  # (3, neurons, R, R)
+        tables = samples.permute(0, 2, 3, 1).contiguous()
         tables[0] += self._bias
+        tables, (weights, biases, last, last_bias) = tables.to(self._dtype), self._mlp
+        density = weights, biases, last[:1], last_bias[:1]
 
         @torch.no_grad()
         def evaluate(indices: Tensor) -> Tensor:
-            def run(at: slice) -> Tensor:
-                i = indices[at]
-                rows = [table[i[:, a] * resolution + i[:, b]] for table, (a, b) in zip(tables, PLANES, strict=True)]
-                return self._rest(rows[0].add_(rows[1]).add_(rows[2]).to(self._dtype))
-
-            return self._in_chunks(len(indices), run, 1)[:, 0]
+            return self._in_chunks(indices, lambda part: triplane_grid(tables, part, *density))[:, 0]
 
         return evaluate

@@ -12,7 +12,7 @@ from .field import Decoder, Field
 TIGHTENED = 1 - 1e-3  # rays are cut at a cube slightly smaller than the planes span
 SHORTEST = 0.01  # of a ray's stretch in the cube; a shorter one shows the background
 PARALLEL = 1e-6  # smallest component of a direction that is divided by
-CHUNKS = {"cpu": 1 << 13, "cuda": 1 << 18}  # points; on a CPU what the decoder holds of them fits the cache
+CHUNKS = {"cpu": 1 << 13, "cuda": 1 << 22}  # points; on a CPU what the decoder holds of them fits the cache
 
 
 class Renderer:
