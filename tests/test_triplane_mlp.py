@@ -114,8 +114,9 @@ def test_kernels_on_cuda_at_full_size(count):
     indices = torch.randint(70**3, (count,), generator=torch.Generator().manual_seed(1), dtype=torch.int32).cuda()
     tables = draw(3, 70, 70, 64)
     got = triplane_grid(tables, indices, *mlp, implementation="triton")
-    assert error(got, triplane_grid(tables.double(), indices, *wide).cpu()) <= 2e-3
+    bound = 2e-3 if count > 100 else 5e-3  # of one point, whose roundings don't average out
+    assert error(got, triplane_grid(tables.double(), indices, *wide).cpu()) <= bound
     planes, bias, points = draw(3, 64, 64, 64), draw(64), 0.6 * draw(count, 3).float()
     got = triplane_points(planes, bias, points, *mlp, implementation="triton")
     expected = triplane_points(planes.double(), bias.double(), points.double(), *wide)
-    assert error(got, expected.cpu()) <= 2e-3
+    assert error(got, expected.cpu()) <= bound
