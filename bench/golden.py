@@ -1,6 +1,7 @@
 """Errors against the official outputs, as the tests compute them: `python -m bench.golden`. About a minute, 7 GB."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 from .results import record
@@ -12,6 +13,7 @@ TESTS = Path(__file__).parent.parent / "tests"
 def main() -> None:
     sys.path.insert(0, str(TESTS))
     import test_sampler
+    import test_triposr
     import test_unet
     import test_vae
 
@@ -22,6 +24,10 @@ def main() -> None:
         errors[case] = test_sampler.golden_error(folder, case, steps)
     for case, error in errors.items():
         record(ISSUE, f"golden {case}, float32", error, "relative L2", BAR)
+    with tempfile.TemporaryDirectory() as written:
+        model = test_triposr.golden_model(Path(written))
+        for output, error in test_triposr.golden_errors(model, test_triposr.golden_case()).items():
+            record("triposr", f"golden triposr_small, {output}", error, "relative L2", "<= 1e-4")
 
 
 if __name__ == "__main__":

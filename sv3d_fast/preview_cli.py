@@ -31,6 +31,8 @@ def add_preview(commands, command) -> None:
     parser.add_argument(
         "--axes", choices=AXES, default="gltf", help="of GLB and OBJ: y up, front +z; or as upstream: z up, front +x"
     )
+    parser.add_argument("--bake-texture", action="store_true", help="a texture in place of colours at the vertices")
+    parser.add_argument("--texture-resolution", type=int, default=2048, help="texels along a side, with --bake-texture")
     parser.add_argument("--render", action="store_true", help="also a turntable, render.mp4, from the field itself")
     parser.add_argument("--overwrite", action="store_true", help="start anew where a folder holds an earlier result")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -49,6 +51,7 @@ def preview_settings(args: argparse.Namespace) -> PreviewSettings:
         batch_size=args.batch_size,
         mesh_formats=tuple(dict.fromkeys(args.model_save_format)),
         axes=args.axes,
+        texture_resolution=args.texture_resolution if args.bake_texture else None,
         turntable=args.render,
         device=args.device,
     )

@@ -19,7 +19,8 @@ class PreviewSettings:
     decoder at a time, 0 for all, None for what suits the device; no effect on the result. batch_size: pictures that go
     through the networks at a time; None for what suits the device. mesh_formats: files to write of each mesh. axes:
     "gltf" has GLB and OBJ y up with the front at +z, "upstream" has every format z up with the front at +x.
-    turntable: also render the scene from all around, as a video. device: "auto", "cpu", "cuda", "cuda:1", ...
+    texture_resolution: texels along a side of a texture baked from the field, None for colours at the
+    vertices. turntable: also render the scene from all around, as a video. device: "auto", "cpu", "cuda", "cuda:1", ...
     """
 
     model: str | None = None
@@ -31,6 +32,7 @@ class PreviewSettings:
     batch_size: int | None = None
     mesh_formats: tuple[str, ...] = ("glb",)
     axes: str = "gltf"
+    texture_resolution: int | None = None
     turntable: bool = False
     device: str = "auto"
 
@@ -46,6 +48,7 @@ class PreviewSettings:
             ("mc_resolution", 16, 1024),
             ("chunk_size", 0, 2**31),
             ("batch_size", 1, 1024),
+            ("texture_resolution", 16, 8192),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:

@@ -15,11 +15,12 @@ from .batch_source import SUFFIXES
 from .camera import Orbit
 from .events import Event, FileWritten, Progress, Warned
 from .files import make_folder
+from .formats import MESH_FORMATS
 from .image import cut_out, read_picture
 from .orbit_io import write_mp4
 from .pipeline import digest_picture, manifest_header, model_identity, pick_device
 from .preview import VIEWS, mesh_preview_image, write_picture
-from .preview_settings import MESH_FORMATS, REPOSITORY, PreviewSettings
+from .preview_settings import REPOSITORY, PreviewSettings
 from .report import write_report
 from .scene.export import Y_UP, save_mesh
 from .scene.mesh import Mesh
@@ -176,12 +177,14 @@ def _stages(settings: PreviewSettings) -> list[str]:
 
 def _plan(settings: PreviewSettings) -> dict[str, tuple[str, ...]]:
     """What each stage writes; under "other", what only other settings would write, which goes."""
-    meshes = {kind: f"mesh.{kind}" for kind in MESH_FORMATS}
+    textured = settings.texture_resolution is not None
+    meshes = {file for kind in settings.mesh_formats for file in MESH_FORMATS[kind][: None if textured else 1]}
+    every = {file for files in MESH_FORMATS.values() for file in files}
     return {
-        "mesh": ("input.png", *(meshes.pop(kind) for kind in settings.mesh_formats)),
+        "mesh": ("input.png", *sorted(meshes)),
         "turntable": ("render.mp4",),
         "report": ("preview.png", "report.html"),
-        "other": tuple(meshes.values()),
+        "other": tuple(sorted(every - meshes)),
     }
 
 
@@ -204,7 +207,10 @@ def _finishing(
     def shape() -> Generator[Event, None, Mesh]:
         yield from ()
         record.note(**notes)
-        return network.extract_mesh(code[None], True, settings.mc_resolution)[0]
+        mesh = network.extract_mesh(code[None], True, settings.mc_resolution)[0]
+        if settings.texture_resolution is None:
+            return mesh
+        return network.bake_texture(mesh, code, settings.texture_resolution)
 
     def save_shape(mesh: Mesh) -> Iterable[Path]:
         yield write_picture(folder / "input.png", job.picture)

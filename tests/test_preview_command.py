@@ -198,7 +198,15 @@ def test_the_flags_of_the_official_script(photo, checkpoint, tmp_path, monkeypat
     monkeypatch.setattr(triposr_pipeline, "TURNTABLE_VIEWS", 6)
     arguments = [photo, "--pretrained-model-name-or-path", checkpoint, "--device", "cpu", "--chunk-size", 8192]
     arguments += ["--mc-resolution", RESOLUTION, "--no-remove-bg", "--foreground-ratio", 0.9, "--render"]
-    arguments += ["--output-dir", tmp_path / "out", "--model-save-format", "obj", "--quiet"]
+    arguments += [
+        "--output-dir",
+        tmp_path / "out",
+        "--model-save-format",
+        "obj",
+        "--texture-resolution",
+        512,
+        "--quiet",
+    ]
     assert cli.main(["preview", *map(str, arguments)]) == 0
     folder = tmp_path / "out" / "cup"
     assert names(folder) == FILES - {"mesh.glb"} | {"mesh.obj", "render.mp4"}
@@ -214,6 +222,27 @@ def test_the_flags_of_the_official_script(photo, checkpoint, tmp_path, monkeypat
     assert np.abs(views[0] - views[1]).mean() > 0.03
     for frame, view in ((0, views[0]), (3, views[1])):
         assert np.abs(frames[frame] / 255 - view).mean() < 0.02
+
+
+def test_a_baked_texture_shows_the_field(photo, preview, checkpoint, tmp_path):
+    size = 256
+    assert preview(photo, "--bake-texture", "--texture-resolution", size, "--model-save-format", "glb", "obj") == 0
+    folder = tmp_path / "out" / "cup"
+    assert names(folder) == FILES | {"mesh.obj", "mesh.mtl", "mesh.png"}
+    texture = np.asarray(Image.open(folder / "mesh.png"))
+    assert texture.shape == (size, size, 3)
+    solid = trimesh.load(folder / "mesh.obj", process=False)
+    points, faces = trimesh.sample.sample_surface(solid, 2000, seed=0)
+    barycentric = trimesh.triangles.points_to_barycentric(solid.triangles[faces], points)
+    u, v = (solid.visual.uv[solid.faces[faces]] * barycentric[..., None]).sum(1).T
+    column, row = (np.clip(t * size, 0, size - 1).astype(int) for t in (u, 1 - v))
+    model = TripoSR.from_pretrained(checkpoint)
+    code = model([Image.open(folder / "input.png")])[0]
+    world = torch.from_numpy(points[:, [2, 0, 1]].copy()).float()  # from y up, front +z
+    _, color = model.renderer.field(model.decoder, code).query(world)
+    assert np.median(np.abs(texture[row, column] / 255 - color.numpy()).max(1)) < 0.02
+    assert preview(photo, "--model-save-format", "obj") == 0
+    assert names(folder) == FILES - {"mesh.glb"} | {"mesh.obj"}  # what the other settings wrote is gone
 
 
 @pytest.mark.parametrize(

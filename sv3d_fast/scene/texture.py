@@ -5,12 +5,12 @@ that disagree with the best ones are left out. Silhouettes are avoided, where pi
 """
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage, sparse
+from scipy import sparse
 from scipy.sparse.linalg import factorized
 from scipy.spatial import cKDTree
 
@@ -18,8 +18,8 @@ from sv3d_fast.events import Progress, Warned, finish
 from sv3d_fast.kernels.mesh_raster import mesh_raster
 from sv3d_fast.scene.masks import foreground
 from sv3d_fast.scene.mesh import Mesh
-from sv3d_fast.scene.silhouettes import vertex_normals
 from sv3d_fast.scene.splats import Splats
+from sv3d_fast.scene.texels import Texels, padded
 from sv3d_fast.scene.unwrap import unwrap
 from sv3d_fast.video import OrbitVideo
 
@@ -63,7 +63,7 @@ def baking(
         if xatlas > 0 and layout.method != "xatlas":
             yield Warned(STAGE, f"unwrapped by cube projection: {layout.why}")
         mesh = replace(mesh, uvs=torch.from_numpy(layout.uvs).to(mesh.vertices.device))
-    texels = _Texels.of(mesh, resolution)
+    texels = Texels.of(mesh, resolution)
     chunks = texels.index.split(CHUNK)
     steps = len(chunks) + 3
     yield Progress(STAGE, 1, steps)
@@ -83,42 +83,9 @@ def baking(
     color = torch.lerp((around[texels.corners] * texels.weights[..., None]).sum(1), color, sure[:, None])
     yield Progress(STAGE, steps - 1, steps)
 
-    texture = _padded(texels.index, color, resolution)
+    texture = padded(texels.index, color, resolution)
     yield Progress(STAGE, steps, steps, {"seen": float((sure > 0).float().mean())})
     return replace(mesh, texture=texture)
-
-
-@dataclass(frozen=True)
-class _Texels:
-    """The texels that faces cover: index = row * resolution + column (P,), world positions and normals (P, 3).
-
-    corners: (P, 3) the vertices around each one, and weights: (P, 3) its barycentrics.
-    """
-
-    index: torch.Tensor
-    corners: torch.Tensor
-    weights: torch.Tensor
-    positions: torch.Tensor
-    normals: torch.Tensor
-
-    @classmethod
-    def of(cls, mesh: Mesh, resolution: int) -> "_Texels":
-        assert mesh.uvs is not None
-        device = mesh.vertices.device
-        u, v = mesh.uvs.reshape(-1, 2).unbind(1)
-        layout = torch.stack([u * resolution, (1 - v) * resolution, torch.ones_like(u)], 1)  # one unit before a camera
-        corners = torch.arange(len(layout), dtype=torch.int32, device=device).view(-1, 3)
-        eye = torch.eye(4, device=device)[None]
-        ids, weights, _ = mesh_raster(layout, corners, eye, eye[:, :3, :3].contiguous(), resolution, resolution)
-        index = (ids.flatten() >= 0).nonzero()[:, 0]
-        if len(index) == 0:
-            raise ValueError(f"resolution: expected texels inside the mesh's faces, got none at {resolution}")
-        first, second = weights.reshape(-1, 2)[index].unbind(1)
-        weight = torch.stack([first, second, 1 - first - second], 1)
-        corners = mesh.faces.long()[ids.flatten()[index].long()]
-        positions = (mesh.vertices[corners] * weight[..., None]).sum(1)
-        normals = F.normalize((vertex_normals(mesh)[corners] * weight[..., None]).sum(1), dim=1)
-        return cls(index, corners, weight, positions, normals)
 
 
 def _views(mesh: Mesh, video: OrbitVideo) -> torch.Tensor:
@@ -156,7 +123,7 @@ def _seen(position, normal, views, video: OrbitVideo) -> tuple[torch.Tensor, tor
     return color, cosine, trust * hit
 
 
-def _gains(texels: "_Texels", views: torch.Tensor, video: OrbitVideo) -> torch.Tensor:
+def _gains(texels: "Texels", views: torch.Tensor, video: OrbitVideo) -> torch.Tensor:
     """(T, 3) what each view's colours are multiplied by to agree best with what all views show, 1 on average.
 
     Alternates between the texels' mean colours and least squares for the gains, on a part of the texels.
@@ -185,7 +152,7 @@ def _projected(position, normal, views, video: OrbitVideo) -> tuple[torch.Tensor
     return blended.T, ((cosine * trust).amax(0) / SURE).clamp(max=1)
 
 
-def _vertex_colors(mesh: Mesh, texels: _Texels, color: torch.Tensor, sure: torch.Tensor) -> torch.Tensor:
+def _vertex_colors(mesh: Mesh, texels: Texels, color: torch.Tensor, sure: torch.Tensor) -> torch.Tensor:
     """(V, 3) colours that agree with the certain texels and vary as little as they can along edges elsewhere.
 
     The minimum of the sum over vertices of evidence * (x - mean)^2 plus that over edges of the squared difference.
@@ -218,16 +185,3 @@ def _splat_colors(mesh: Mesh, splats: Splats) -> torch.Tensor:
     weight = 1 / np.maximum(distance, 1e-6)
     weight = torch.from_numpy(weight / weight.sum(1, keepdims=True)).to(colors)
     return (colors[torch.from_numpy(index).to(colors.device)] * weight[..., None]).sum(1).to(mesh.vertices)
-
-
-def _padded(index: torch.Tensor, color: torch.Tensor, resolution: int) -> torch.Tensor:
-    """The texture (R, R, 3) uint8; texels outside all charts repeat the nearest one, so that mipmaps don't bleed."""
-    image = np.zeros((resolution * resolution, 3), np.uint8)
-    image[index.cpu().numpy()] = (color.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    empty = np.ones(resolution * resolution, bool)
-    empty[index.cpu().numpy()] = False
-    nearest = ndimage.distance_transform_edt(
-        empty.reshape(resolution, resolution), return_distances=False, return_indices=True
-    )
-    texture = image.reshape(resolution, resolution, 3)[nearest[0], nearest[1]]
-    return torch.from_numpy(texture).to(index.device)

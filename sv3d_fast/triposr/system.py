@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from sv3d_fast.files import atomic_file, make_folder
 from sv3d_fast.model import hub
 from sv3d_fast.model.checkpoint import CheckpointError
 from sv3d_fast.scene.mesh import Mesh
+from sv3d_fast.scene.texels import Texels, padded
+from sv3d_fast.scene.unwrap import unwrap
 
 from . import graphed
 from .backbone import Backbone, TriplaneTokens, Upsampler
@@ -151,6 +154,22 @@ class TripoSR(nn.Module):
             return Mesh(vertices, faces)
         _, color = field.query(vertices)
         return Mesh(vertices, faces, colors=(color * 255).round().to(torch.uint8))
+
+    @torch.no_grad()
+    def bake_texture(self, mesh: Mesh, scene_code: Tensor, resolution: int = 2048) -> Mesh:
+        """The mesh of a scene (3, plane_channels, S, S) with uvs and a texture of its colours.
+
+        resolution: texels along a side. Charts are projections onto a cube. Raises ValueError for a resolution outside
+        16 to 8192 texels.
+        """
+        self._check_codes(scene_code[None])
+        if not 16 <= resolution <= 8192:
+            raise ValueError(f"resolution: expected 16 to 8192 texels, got {resolution}")
+        uvs = unwrap(mesh.vertices.cpu(), mesh.faces.cpu(), time_limit=0).uvs
+        mesh = replace(mesh, uvs=torch.from_numpy(uvs).to(mesh.vertices.device))
+        texels = Texels.of(mesh, resolution)
+        _, color = self.renderer.field(self.decoder, scene_code).query(texels.positions)
+        return replace(mesh, texture=padded(texels.index, color, resolution))
 
     @torch.no_grad()
     def render(
