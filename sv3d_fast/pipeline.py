@@ -13,7 +13,7 @@ import torch
 
 from . import __version__
 from .camera import FRAMES, Orbit
-from .events import Event, FileWritten, Warned, finish
+from .events import Event, FileWritten, Progress, T, Warned, finish
 from .formats import GLB, PLY, further_files, plan_of
 from .generation import generating
 from .image import load_subject, read_picture
@@ -218,8 +218,9 @@ def reconstructing_orbit(video: OrbitVideo, settings: Settings, record: Record) 
         alpha = foreground(video)
         masked = replace(video, alpha=alpha)
         hull = visual_hull(alpha.to(device), video.orbit)
-        surface = yield from extracting(
-            splats, masked, hull, resolution=settings.mc_resolution, target_faces=settings.target_faces
+        surface = yield from _noted(
+            extracting(splats, masked, hull, resolution=settings.mc_resolution, target_faces=settings.target_faces),
+            record,
         )
         return (yield from baking(surface, masked, resolution=settings.texture_resolution))
 
@@ -279,6 +280,18 @@ def reconstructing_orbit(video: OrbitVideo, settings: Settings, record: Record) 
 
 
 @torch.no_grad()
+def _noted(stage: Generator[Event, None, T], record: Record) -> Generator[Event, None, T]:
+    """The stage, whose figures go into the manifest too."""
+    while True:
+        try:
+            event = next(stage)
+        except StopIteration as stop:
+            return stop.value
+        if isinstance(event, Progress):
+            record.note(**event.figures)
+        yield event
+
+
 def _figures(video: OrbitVideo, splats: Splats, mesh: Mesh) -> dict:
     """What the report says of a result; PSNR in dB against the frames."""
     rendered, _ = render(splats, video.orbit, video.size)

@@ -122,6 +122,7 @@ def test_the_glb_is_closed_and_textured(first):
 def test_the_manifest_tells_how(first):
     _, folder, result, events = first
     told = manifest(folder)
+    assert 0 < told["stages"]["mesh"]["decimation_error"] < 0.01
     assert told["input"] == "blob.png"
     assert told["tier"] == "exact"
     assert told["settings"] == json.loads(json.dumps(Settings(**SMALL).to_dict()))

@@ -150,6 +150,19 @@ def test_decimation_that_opens_the_surface_is_not_used(monkeypatch):
     assert_closed(mesh)
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.01, -0.004])
+def test_the_distance_of_a_mesh_from_the_surface(offset):
+    half_extent, size = 0.6, 64
+    voxel = 2 * half_extent / size
+    axis = (torch.arange(size) + 0.5) * voxel - half_extent
+    center = torch.tensor([0.05, -0.02, 0.03])  # of a sphere, whose field is steeper than a distance
+    grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1)
+    field = 7 * ((grid - center).norm(dim=-1) - RADIUS)
+    ball = trimesh.creation.icosphere(5, radius=RADIUS + offset)
+    mesh = Mesh(torch.from_numpy(ball.vertices).float() + center, torch.from_numpy(ball.faces).int())
+    assert surface._distance(mesh, field, voxel, half_extent) == pytest.approx(abs(offset), abs=3e-4)
+
+
 def test_specks_are_dropped_and_voids_filled():
     size = 40
     axis = torch.arange(size).float()

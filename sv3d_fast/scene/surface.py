@@ -52,6 +52,9 @@ def extracting(
 ) -> Generator[Progress | Warned, None, Mesh]:
     """Yields a Progress per depth map and step; returns a watertight Mesh, consistently wound, on the splats' device.
 
+    The last Progress has figures: faces, and decimation_error, the root mean square distance of the decimated mesh from
+    the surface that was found, over its diagonal.
+
     video: gives the cameras, the size of the depth maps and, where it has them, the masks whose outlines the mesh is
     moved onto. resolution: voxels along each side of the cube around
     the hull. target_faces: what the surface is decimated to; a Warned tells where the result had to keep more, since
@@ -91,7 +94,8 @@ def extracting(
         field = _completed(tsdf, weight, hull, half_extent)
         yield Progress(STAGE, steps - 2, steps)
 
-        vertices, faces = _solid(*marching_cubes(_bordered(_smoothed(field))))
+        field = _bordered(_smoothed(field))
+        vertices, faces = _solid(*marching_cubes(field))
         if len(faces) == 0:
             raise ValueError("splats: expected a surface inside the hull, got an empty volume")
         vertices = (vertices + 0.5) * voxel - half_extent
@@ -101,9 +105,10 @@ def extracting(
         if mesh is None:
             yield Warned(STAGE, f"decimation to {target_faces} faces left the surface open; all {count} faces are kept")
             mesh = Mesh(vertices, faces)
+        error = _distance(mesh, field, voxel, half_extent) / float((vertices.amax(0) - vertices.amin(0)).norm())
         if video.alpha is not None:
             mesh = snapped(mesh, video.alpha, video.orbit)
-        yield Progress(STAGE, steps, steps, {"faces": float(len(mesh.faces))})
+        yield Progress(STAGE, steps, steps, {"faces": float(len(mesh.faces)), "decimation_error": error})
         return mesh
 
 
@@ -319,3 +324,21 @@ def _decimated(vertices: torch.Tensor, faces: torch.Tensor, target_faces: int) -
         if len(mesh.faces) <= most and is_closed(mesh):
             return mesh
     return None
+
+
+def _distance(mesh: Mesh, field: torch.Tensor, voxel: float, half_extent: float) -> float:
+    """Root mean square distance of a mesh's vertices and face centres from the zero level of a field (R, R, R) around
+    it, to first order: the field's value over its slope. World units."""
+    corners = mesh.vertices[mesh.faces.long()]
+    points = torch.cat([mesh.vertices, corners.mean(1)])
+    steps = 0.5 * voxel * torch.eye(3, device=points.device)
+    ahead, behind = (_sampled(field, (points[:, None] + step).view(-1, 3), half_extent) for step in (steps, -steps))
+    slope = ((ahead - behind) / voxel).view(-1, 3).norm(dim=1)
+    distance = _sampled(field, points, half_extent) / slope.clamp(min=1e-6)
+    return float(distance.clamp(-voxel * TRUNCATION, voxel * TRUNCATION).square().mean().sqrt())
+
+
+def _sampled(field: torch.Tensor, points: torch.Tensor, half_extent: float) -> torch.Tensor:
+    """(N,) the field (R, R, R), whose voxels' centres fill the cube, at points (N, 3), trilinearly."""
+    grid = (points / half_extent).flip(-1)[None, None, None]
+    return F.grid_sample(field[None, None], grid, padding_mode="border", align_corners=False).flatten()
