@@ -13,6 +13,7 @@ from . import __version__
 from .formats import MESH_FORMATS, SPLAT_FORMATS, TEXTURE_FORMATS
 from .preview_cli import add_convert, add_preview, preview_settings
 from .settings import EMBEDDED, PURPOSES, Settings
+from .ui_cli import add_ui, ui_settings
 
 SOME_FAILED = 1
 USER_ERROR = 2
@@ -140,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_preview(commands, _preview)
     add_convert(commands, _convert)
+    add_ui(commands, _ui)
 
     bench = commands.add_parser("bench", help="how fast this machine is; or two results side by side")
     bench.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="results of earlier benches")
@@ -276,6 +278,14 @@ def _convert(args: argparse.Namespace) -> int:
 
     for path in convert(args.checkpoint, args.output_dir, config=args.config, overwrite=args.overwrite):
         _say(args, str(path))
+    return 0
+
+
+def _ui(args: argparse.Namespace) -> int:
+    given = ui_settings(args)
+    from .frontends.gradio import make_page, open_page
+
+    open_page(make_page(**given), host=args.host, port=args.port)
     return 0
 
 

@@ -12,12 +12,13 @@ from diffusers.schedulers import EulerDiscreteScheduler
 from diffusers.video_processor import VideoProcessor
 from torch import nn
 
+from .custom_pipeline import component_entries
 from .model.clip import CLIPImageTower
 from .model.config import ModelConfig
-from .model.folder_config import folder_files
+from .model.folder_config import EXTRA, folder_files
 from .model.unet import SV3DUNet
 from .model.vae import SV3DVAE
-from .model.weights import SV3DModel, load_model, save_model
+from .model.weights import NOTICE, SV3DModel, load_model, save_model
 from .offload import resident, streamed, tensors_of
 from .prediction import release
 
@@ -90,6 +91,13 @@ class NetworksPipeline(DiffusionPipeline):
         pipe = cls(model.unet, model.vae, model.image_encoder, model.config, model.notice)
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipe
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+        """For `DiffusionPipeline.from_pretrained(..., custom_pipeline=...)`: what to build the pipeline from, given the
+        contents of a folder's model_index.json; this package's networks in place of diffusers'."""
+        notice = config_dict.get(EXTRA, {"notice": NOTICE}).get("notice")
+        return {**component_entries(), "notice": notice}, kwargs, {}
 
     def save_pretrained(  # type: ignore[override]
         self,

@@ -191,6 +191,14 @@ def load_official(
 
 
 def _load_folder(folder: Path, variant: str | None, dtypes: dict[str, torch.dtype], device: torch.device) -> SV3DModel:
+    model = declare(folder)
+    parts = [_folder_part(model, folder, name, variant) for name in STEMS]
+    _fill_folder(parts, folder, dtypes, device)
+    return model
+
+
+def declare(folder: Path) -> SV3DModel:
+    """The model that a folder of diffusers' layout describes, its networks without storage. Raises CheckpointError."""
     index = JSONFile.read(folder / "model_index.json")
     check_index(index)
     config, post_quant_conv = read_config(folder)
@@ -199,19 +207,31 @@ def _load_folder(folder: Path, variant: str | None, dtypes: dict[str, torch.dtyp
     try:
         with torch.device("meta"):
             vae = SV3DVAE(config.vae, post_quant_conv=post_quant_conv)
-            model = SV3DModel(config, SV3DUNet(config.unet), vae, CLIPImageTower(config.clip), notice)
+            return SV3DModel(config, SV3DUNet(config.unet), vae, CLIPImageTower(config.clip), notice)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    parts = []
-    for name, stem in STEMS.items():
-        module = getattr(model, name)
-        store = TensorStore(_weight_files(folder / name, stem, variant))
-        parts.append(Part(name, module, store, _old_attention(module, store) if name == "vae" else {}))
+
+
+def load_network(
+    folder: Path, name: str, *, dtype: torch.dtype, device: str | torch.device, variant: str | None
+) -> torch.nn.Module:
+    """One network ("unet", "vae" or "image_encoder") of a folder of diffusers' layout, else as `load_model`."""
+    part = _folder_part(declare(folder), folder, name, variant)
+    _fill_folder([part], folder, _dtypes({name: dtype}), _device(device))
+    return part.module
+
+
+def _folder_part(model: SV3DModel, folder: Path, name: str, variant: str | None) -> Part:
+    module = getattr(model, name)
+    store = TensorStore(_weight_files(folder / name, STEMS[name], variant))
+    return Part(name, module, store, _old_attention(module, store) if name == "vae" else {})
+
+
+def _fill_folder(parts: list[Part], folder: Path, dtypes: dict[str, torch.dtype], device: torch.device) -> None:
     harmless = ("post_quant_conv.", "vision_model.embeddings.position_ids")
     check(folder, parts, lambda name: name.startswith(harmless))
     for part in parts:
         fill(part, folder / part.label, dtypes[part.label], device)
-    return model
 
 
 def _old_attention(module: SV3DVAE, store: TensorStore) -> dict[str, Source]:
