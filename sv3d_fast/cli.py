@@ -11,6 +11,7 @@ from typing import Any
 
 from . import __version__
 from .preview_cli import add_convert, add_preview, preview_settings
+from .serve_cli import add_serve
 from .settings import EMBEDDED, Settings
 
 SOME_FAILED = 1
@@ -139,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_preview(commands, _preview)
     add_convert(commands, _convert)
+    add_serve(commands)
 
     bench = commands.add_parser("bench", help="how fast this machine is; or two results side by side")
     bench.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="results of earlier benches")

@@ -75,4 +75,3 @@ def gpu_memory(device: str) -> dict[str, int]:
     import torch
 
     return {"allocated": torch.cuda.memory_allocated(device), "peak": torch.cuda.max_memory_allocated(device)}
-

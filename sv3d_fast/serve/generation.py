@@ -23,7 +23,9 @@ class Generation(BaseModel):
     elevation: float | None = Field(None, ge=-89, le=89, description="of the picture's camera, degrees")
     orbit: Literal["static", "sine"] | None = None
     frame_size: int | None = Field(None, ge=64, le=1024, multiple_of=64, description="pixels along a side")
-    foreground_ratio: float | None = Field(None, ge=0.1, le=1, description="longest side of the object over the picture's")
+    foreground_ratio: float | None = Field(
+        None, ge=0.1, le=1, description="longest side of the object over the picture's"
+    )
     remove_background: bool | None = None
     mc_resolution: int | None = Field(None, ge=16, le=320, description="of the surface grid, along a side")
     target_faces: int | None = Field(None, ge=100, le=1_000_000)

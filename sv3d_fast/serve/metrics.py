@@ -22,9 +22,15 @@ class Metrics:
         known = {"registry": self.registry}
         self.restarts = Counter("sv3d_worker_restarts", "Worker processes that had to be replaced", **known)
         self.requests = Histogram(
-            "sv3d_request_seconds", "Until the head of an answer", ["method", "route", "status"], buckets=ANSWERS, **known
+            "sv3d_request_seconds",
+            "Until the head of an answer",
+            ["method", "route", "status"],
+            buckets=ANSWERS,
+            **known,
         )
-        self._waited = Histogram("sv3d_job_wait_seconds", "From acceptance to a worker", ["mode"], buckets=SECONDS, **known)
+        self._waited = Histogram(
+            "sv3d_job_wait_seconds", "From acceptance to a worker", ["mode"], buckets=SECONDS, **known
+        )
         self._ran = Histogram("sv3d_job_seconds", "On a worker", ["mode"], buckets=SECONDS, **known)
         self._stages = Histogram("sv3d_stage_seconds", "Of a finished stage", ["stage"], buckets=SECONDS, **known)
         self._memory = Gauge("sv3d_gpu_memory_bytes", "After the latest job", ["device", "kind"], **known)

@@ -54,7 +54,9 @@ class ServeSettings:
             if not low <= value <= high:
                 raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value}")
         if not self.devices or (AUTO in self.devices and len(self.devices) > 1):
-            raise ValueError(f"devices: expected auto alone, or cpu, cuda, cuda:N, got {' '.join(self.devices) or 'none'}")
+            raise ValueError(
+                f"devices: expected auto alone, or cpu, cuda, cuda:N, got {' '.join(self.devices) or 'none'}"
+            )
         if not re.fullmatch(r"[a-z0-9]{0,16}", self.instance):
             raise ValueError(f"instance: expected up to 16 of a-z and 0-9, got {self.instance!r}")
 
