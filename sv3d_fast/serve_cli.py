@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from .serve.keys import new_key
 from .serve.settings import ServeSettings
@@ -41,8 +42,8 @@ def _serve(args: argparse.Namespace) -> int:
         key, hashed = new_key()
         print(f"key:  {key}\nhash: {hashed}")
         return 0
-    given = {k: v for k, v in vars(args).items() if k in ServeSettings.__dataclass_fields__}
-    settings = ServeSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    given: dict[str, Any] = {k: v for k, v in vars(args).items() if k in ServeSettings.__dataclass_fields__}
+    settings = ServeSettings(**given | {k: tuple(given[k]) for k in ("devices", "cors_origins")})
     try:
         from .serve.server import serve
     except ModuleNotFoundError as error:

@@ -16,7 +16,8 @@ from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
-from .. import __version__
+from sv3d_fast import __version__
+
 from .execution import Opening, device_names, open_pipeline
 from .generation import Generation
 from .jobs import CANCELLED, ENDED, QUEUED, Job, JobStore, QueueFullError
@@ -28,10 +29,11 @@ from .supervisor import Supervisor
 from .uploads import BodyLimit, JSONGeneration, read_request, save_picture
 from .worker import PICTURE, RESULT
 
+METHODS = ("GET", "POST", "DELETE")
 DECODERS = 2  # uploads that are decoded at a time
 GUESS = 10.0  # seconds that a job takes, before one was seen
-BUSY = {429: {"description": "The queue is full; Retry-After says when to come again"}}
-REFUSALS = {code: {"description": text} for code, text in (
+BUSY: dict[int | str, dict[str, Any]] = {429: {"description": "The queue is full; Retry-After says when to come again"}}
+REFUSALS: dict[int | str, dict[str, Any]] = {code: {"description": text} for code, text in (
     (400, "A body that can't be read"), (401, "No valid API key"), (413, "The body is too large"),
     (415, "Neither multipart nor JSON"), (422, "A bad field or picture"), (503, "The server drains"),
 )}  # fmt: skip
@@ -93,14 +95,15 @@ def create_app(settings: ServeSettings, opening: Opening = open_pipeline) -> Fas
         response = await call_next(request)
         route = getattr(request.scope.get("route"), "path", "none")
         seconds = time.perf_counter() - began
-        metrics.requests.labels(request.method, route, str(response.status_code)).observe(seconds)
+        method = request.method if request.method in METHODS else "other"  # a label's values must stay few
+        metrics.requests.labels(method, route, str(response.status_code)).observe(seconds)
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
     app.add_middleware(BodyLimit, limit=settings.max_body)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST", "DELETE"],
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=METHODS,
             allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "X-API-Key"],
             expose_headers=["Location", "Retry-After"],
         )  # fmt: skip
@@ -190,9 +193,11 @@ def create_app(settings: ServeSettings, opening: Opening = open_pipeline) -> Fas
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         return FileResponse(known[name], media_type=kind, filename=Path(name).name)
 
-    @app.get("/healthz")
+    @app.get("/healthz", responses={503: {"description": "Nobody looks after the workers any more"}})
     def healthz() -> dict[str, str]:
         """The server answers."""
+        if not supervisor.alive:
+            raise HTTPException(503, "the supervisor has ended")
         return {"status": "ok"}
 
     @app.get("/readyz", responses={503: {"description": "No worker is warm, or the server drains"}})

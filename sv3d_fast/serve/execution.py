@@ -5,8 +5,9 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from ..events import Event, finish
-from ..settings import Settings
+from sv3d_fast.events import Event, finish
+from sv3d_fast.settings import Settings
+
 from .jobs import Job
 from .settings import ServeSettings
 
@@ -21,9 +22,9 @@ def open_pipeline(settings: ServeSettings, device: str) -> Execute:
 
     Raises ValueError for weights that can't be used.
     """
-    from ..pipeline import open_model, orbiting, running
-    from ..preview_settings import PreviewSettings
-    from ..triposr_pipeline import open_triposr, previewing
+    from sv3d_fast.pipeline import open_model, orbiting, running
+    from sv3d_fast.preview_settings import PreviewSettings
+    from sv3d_fast.triposr_pipeline import open_triposr, previewing
 
     model = open_model(Settings(model=settings.model, device=device))
     triposr = None
@@ -59,7 +60,7 @@ def _disc(path: Path) -> Path:
 
 def device_names(names: tuple[str, ...]) -> list[str]:
     """One name for each worker; "auto" is every GPU, or the CPU. Raises ValueError for a device that is not there."""
-    from ..pipeline import pick_device
+    from sv3d_fast.pipeline import pick_device
 
     if names != ("auto",):
         return [str(pick_device(name)) for name in names]

@@ -39,8 +39,8 @@ class Generation(BaseModel):
         return self
 
     def given(self) -> dict[str, Any]:
-        """The fields besides the mode that the client set."""
-        return self.model_dump(exclude={"mode"}, exclude_none=True)
+        """The fields besides mode and picture that the client set."""
+        return self.model_dump(exclude={"mode", "image"}, exclude_none=True)
 
 
 def complaint(error: ValidationError) -> str:

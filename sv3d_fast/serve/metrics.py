@@ -1,6 +1,7 @@
 """What Prometheus reads: counted as it happens, or taken from the store when it is asked for."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -19,7 +20,7 @@ class Metrics:
     def __init__(self, store: JobStore, workers_ready: Callable[[], int]):
         self.registry = CollectorRegistry()
         self.registry.register(_State(store, workers_ready))
-        known = {"registry": self.registry}
+        known: dict[str, Any] = {"registry": self.registry}
         self.restarts = Counter("sv3d_worker_restarts", "Worker processes that had to be replaced", **known)
         self.requests = Histogram(
             "sv3d_request_seconds",

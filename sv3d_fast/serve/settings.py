@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..settings import EMBEDDED
+from sv3d_fast.settings import EMBEDDED
 
 AUTO = "auto"
 

@@ -29,7 +29,8 @@ async def job_events(
         if now.state != state:
             state, spoke = now.state, time.monotonic()
             kind = "end" if state in ENDED else "state"
-            if kind == "end" and await run_sync(store.events, job, after):
+            late = await run_sync(store.events, job, after)
+            if kind == "end" and late:
                 state = None  # more than one answer's worth of events: the end comes after them
                 continue
             yield f"event: {kind}\ndata: {json.dumps(await run_sync(describe, now))}\n\n"

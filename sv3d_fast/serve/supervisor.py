@@ -79,6 +79,11 @@ class Supervisor:
         """Workers whose models are open and warm."""
         return sum(worker.ready for worker in list(self._workers.values()))
 
+    @property
+    def alive(self) -> bool:
+        """Whether the workers are looked after."""
+        return self._thread.is_alive()
+
     def wake(self) -> None:
         """Tells the workers that there is a job."""
         for worker in list(self._workers.values()):

@@ -3,7 +3,7 @@
 import base64
 import io
 
-from ..events import Event, StageFinished, StageResumed
+from sv3d_fast.events import Event, StageFinished, StageResumed
 
 STAGE, COUNT, SIDE = "orbit", 4, 96  # the stage whose value is an orbit; pictures, pixels
 

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..image import DECODE_ERRORS, FORMATS, ImageError, read_picture
+from sv3d_fast.image import DECODE_ERRORS, FORMATS, ImageError, read_picture
+
 from .generation import Generation, complaint
 
 IMAGE = "image"  # name of the part, or of the JSON field
@@ -47,6 +48,7 @@ class BodyLimit:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         taken = int(announced) if announced.isdigit() and len(announced) < 20 else 0
+        received = 0
 
         async def limited() -> Message:
             nonlocal received
@@ -58,7 +60,6 @@ class BodyLimit:
                 raise self._refusal()
             return message
 
-        received = 0
         await self.app(scope, limited, send)
 
     def _refusal(self) -> HTTPException:

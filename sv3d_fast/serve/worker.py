@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from ..events import Event, Progress, StageFinished, StageStarted, Warned
+from sv3d_fast.events import Event, Progress, StageFinished, StageStarted, Warned
+
 from .execution import Execute, Opening, gpu_memory
 from .jobs import Job, JobStore, result_files
 from .settings import ServeSettings
