@@ -1,4 +1,4 @@
-"""A pipeline for the server's tests: what it does with a job is told by the job's seed. Imported by worker processes."""
+"""A pipeline for the server's tests: a job's seed tells what it does with it. Imported by worker processes."""
 
 import os
 import signal

@@ -129,7 +129,7 @@ def test_events_to_the_end_and_from_the_middle(client):
         ({}, b"not a picture", 422, "not a picture"),
         ({}, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 422, "not a picture"),
         ({}, png()[:60], 422, "image: the picture is damaged"),
-        ({}, bomb(), 422, "expected at most 10000 pixels, got 60000 x 60000"),
+        ({}, bomb(), 422, "expected at most 10000 pixels, got many more"),
         ({}, png((101, 100)), 422, "got 101 x 100"),
         ({}, bytes(100_001), 413, "at most 100000 bytes"),
         ({"steps": "0"}, None, 422, "steps: "),
@@ -162,10 +162,10 @@ def test_what_is_refused(client, fields, image, code, says):
         (b'{"image": "", "seed": 1e400}', "application/json", 422),
         (b'{"\\ud800": 1}', "application/json", 422),
         (b"x", "multipart/form-data", 400),
-        (b"x", "multipart/form-data; boundary=a", 422),
+        (b"x", "multipart/form-data; boundary=a", 400),
         (b"--a\r\n\r\nx\r\n--a--", "multipart/form-data; boundary=a", 400),
         (b"--a\r\nContent-Disposition: form-data; name=seed\r\n\r\n1\r\n--a--\r\n",
-         "multipart/form-data; boundary=a; charset=nonsense", 400),
+         "multipart/form-data; boundary=a; charset=nonsense", 422),
     ],
 )  # fmt: skip
 def test_bodies_that_are_none(client, body, kind, code):
@@ -184,7 +184,7 @@ def test_a_body_of_unannounced_length_is_cut(client):
 
 @pytest.mark.parametrize(
     "name", ["../result.png", "%2e%2e/result.png", "..%2fresult.png", "/etc/passwd", "link", ".hidden", "frames",
-             "frames/../report.html", "report.html%00", "REPORT.HTML", ""],
+             "frames/%2e%2e/report.html", "report.html%00", "REPORT.HTML", ""],
 )  # fmt: skip
 def test_names_that_no_job_wrote(client, name):
     job = queued(client)

@@ -5,7 +5,6 @@ import math
 import mimetypes
 import secrets
 import shutil
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,13 +22,13 @@ from .generation import Generation
 from .jobs import CANCELLED, ENDED, QUEUED, Job, JobStore, QueueFullError
 from .keys import find_owner, read_hashes
 from .metrics import Metrics
+from .middleware import METHODS, BodyLimit, Measured
 from .settings import ServeSettings
 from .stream import job_events
 from .supervisor import Supervisor
-from .uploads import BodyLimit, JSONGeneration, read_request, save_picture
+from .uploads import JSONGeneration, read_request, save_picture
 from .worker import PICTURE, RESULT
 
-METHODS = ("GET", "POST", "DELETE")
 DECODERS = 2  # uploads that are decoded at a time
 GUESS = 10.0  # seconds that a job takes, before one was seen
 BUSY: dict[int | str, dict[str, Any]] = {429: {"description": "The queue is full; Retry-After says when to come again"}}
@@ -89,17 +88,7 @@ def create_app(settings: ServeSettings, opening: Opening = open_pipeline) -> Fas
     app = FastAPI(title="sv3d-fast", version=__version__, lifespan=lifespan)
     app.state.service = service
 
-    @app.middleware("http")
-    async def measure(request: Request, call_next) -> Response:
-        began = time.perf_counter()
-        response = await call_next(request)
-        route = getattr(request.scope.get("route"), "path", "none")
-        seconds = time.perf_counter() - began
-        method = request.method if request.method in METHODS else "other"  # a label's values must stay few
-        metrics.requests.labels(method, route, str(response.status_code)).observe(seconds)
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
-
+    app.add_middleware(Measured, metrics=metrics)
     app.add_middleware(BodyLimit, limit=settings.max_body)
     if settings.cors_origins:
         app.add_middleware(

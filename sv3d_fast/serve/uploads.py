@@ -10,7 +10,6 @@ from fastapi import HTTPException, Request
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import UploadFile
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sv3d_fast.image import DECODE_ERRORS, FORMATS, ImageError, read_picture
 
@@ -34,36 +33,6 @@ class JSONGeneration(Generation):
             return base64.b64decode(data if separator else self.image, validate=True)
         except (binascii.Error, ValueError) as error:
             raise HTTPException(422, "image: expected base64") from error
-
-
-class BodyLimit:
-    """ASGI middleware: 413 for a body over `limit` bytes, whether or not its length was announced."""
-
-    def __init__(self, app: ASGIApp, limit: int):
-        self.app, self.limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        taken = int(announced) if announced.isdigit() and len(announced) < 20 else 0
-        received = 0
-
-        async def limited() -> Message:
-            nonlocal received
-            if taken > self.limit:
-                raise self._refusal()
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.limit:
-                raise self._refusal()
-            return message
-
-        await self.app(scope, limited, send)
-
-    def _refusal(self) -> HTTPException:
-        return HTTPException(413, f"expected a body of at most {self.limit} bytes", headers={"Connection": "close"})
 
 
 async def read_request(request: Request) -> tuple[Generation, bytes]:
@@ -113,6 +82,8 @@ def save_picture(data: bytes, path: Path, max_pixels: int) -> None:
         try:
             with Image.open(file.name, formats=FORMATS) as image:
                 width, height = image.size
+        except Image.DecompressionBombError as error:
+            raise HTTPException(422, f"image: expected at most {max_pixels} pixels, got many more") from error
         except (*DECODE_ERRORS, Image.UnidentifiedImageError, RecursionError) as error:
             raise HTTPException(422, "image: not a picture in a format that can be read") from error
         if width * height > max_pixels:
