@@ -14,6 +14,8 @@ from .formats import MESH_FORMATS, SPLAT_FORMATS, TEXTURE_FORMATS
 from .preview_cli import add_convert, add_preview, preview_settings
 from .settings import EMBEDDED, PURPOSES, Settings
 from .ui_cli import add_ui, ui_settings
+from .serve_cli import add_serve
+from .settings import EMBEDDED, Settings
 
 SOME_FAILED = 1
 USER_ERROR = 2
@@ -142,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     add_preview(commands, _preview)
     add_convert(commands, _convert)
     add_ui(commands, _ui)
+    add_serve(commands)
 
     bench = commands.add_parser("bench", help="how fast this machine is; or two results side by side")
     bench.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="results of earlier benches")

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 HEAVY = {"torch", "numpy", "diffusers", "transformers", "triton", "gsplat", "tvm_ffi", "av", "PIL", "scipy", "trimesh"}
+HEAVY |= {"fastapi", "pydantic", "uvicorn"}
 
 
 def modules_after(code: str) -> set[str]:
@@ -22,6 +23,9 @@ def modules_after(code: str) -> set[str]:
         "from sv3d_fast.cli import main; main(['--help'])",
         "from sv3d_fast.cli import main; main(['--version'])",
         "from sv3d_fast.cli import main; main(['run', '--help'])",
+        "from sv3d_fast.cli import main; main(['serve', '--help'])",
+        "from sv3d_fast.cli import main; main(['serve', '--new-key'])",
+        "from sv3d_fast.cli import main; main(['serve', '--port', '0'])",
         "from sv3d_fast.cli import main; main(['run', 'x.png', '-o', 'y', '--steps', 'many'])",
         "from sv3d_fast.cli import main; main(['run', 'x.png', '-o', 'y', '--seed', '-1'])",
     ],

@@ -1,0 +1,1 @@
+"""The HTTP server: jobs in SQLite, one worker process per device, FastAPI in front (extra `serve`)."""
