@@ -12,10 +12,9 @@ from typing import Any
 from . import __version__
 from .formats import MESH_FORMATS, SPLAT_FORMATS, TEXTURE_FORMATS
 from .preview_cli import add_convert, add_preview, preview_settings
+from .serve_cli import add_serve
 from .settings import EMBEDDED, PURPOSES, Settings
 from .ui_cli import add_ui, ui_settings
-from .serve_cli import add_serve
-from .settings import EMBEDDED, Settings
 
 SOME_FAILED = 1
 USER_ERROR = 2
