@@ -135,15 +135,16 @@ class Load:
 
     def refused(self, client: Client, body: bytes, kind: str) -> str:
         """A request that must be answered with what is wrong with it."""
-        try:
-            code, text, _ = client.call("POST", URL, body, kind)
-        except OSError:  # a body that is too large may be cut off before the answer is read
-            client.connection.close()
-            return "" if len(body) > 32_000_000 else "cut off"
-        while code == 429:
+        while True:
+            try:
+                code, text, _ = client.call("POST", URL, body, kind)
+            except OSError:  # a body that is too large may be cut off before the answer is read
+                client.connection.close()
+                return "" if len(body) > 32_000_000 else "cut off"
+            if code != 429:
+                return "" if 400 <= code < 500 and json.loads(text)["detail"] else f"status {code}"
+            self.figures.full += 1
             time.sleep(1)
-            code, text, _ = client.call("POST", URL, body, kind)
-        return "" if 400 <= code < 500 and json.loads(text)["detail"] else f"status {code}"
 
     def job(self, client: Client, kind: str, number: int, wait: float) -> str:
         """A job to its end; what was wrong, or nothing."""
@@ -236,16 +237,16 @@ def main() -> None:
         server = subprocess.Popen([*command, "--devices", "cpu", "--queue-size", "10", "--max-attempts", "4"])
         try:
             wait_until_ready(server, port)
-            load, ended = Load(port, args.requests), threading.Event()
-            watcher = threading.Thread(target=observe, args=(load, server.pid, ended))
-            watcher.start()
-            began = time.perf_counter()
-            with ThreadPoolExecutor(args.clients) as pool:
-                for client in [pool.submit(load.client) for _ in range(args.clients)]:
-                    client.result()
+            load, ended, began = Load(port, args.requests), threading.Event(), time.perf_counter()
+            with ThreadPoolExecutor(args.clients + 1) as pool:
+                watching = pool.submit(observe, load, server.pid, ended)
+                try:
+                    for client in [pool.submit(load.client) for _ in range(args.clients)]:
+                        client.result()
+                finally:
+                    ended.set()
+            watching.result()
             seconds = time.perf_counter() - began
-            ended.set()
-            watcher.join()
         finally:
             server.terminate()
             status = server.wait(120)

@@ -35,6 +35,7 @@ class _Server(uvicorn.Server):
 def serve(settings: ServeSettings) -> None:
     """Serves until it is told to end. Raises ValueError for settings that can't work, OSError for a port in use."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what clients send wrong is told to them
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with open(settings.data_dir / "lock", "w") as lock:
         try:
