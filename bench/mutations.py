@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ def uploads(folder: Path) -> list[Sample]:
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: turned by 90 degrees
-    made = [
+    made: list[tuple[str, Image.Image, dict[str, Any]]] = [
         ("rgba.png", rgba, {}), ("palette.png", rgb.quantize(16), {"transparency": 3}), ("deep.png", deep, {}),
         ("turned.jpg", rgb, {"exif": exif}), ("progressive.jpg", rgb, {"progressive": True}),
         ("cmyk.jpg", rgb.convert("CMYK"), {}), ("lossy.webp", rgba, {}), ("lossless.webp", rgba, {"lossless": True}),
