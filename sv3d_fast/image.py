@@ -30,7 +30,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000
 # What Pillow's decoders raise on damaged files, next to OSError and ValueError.
 DECODE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError,
-    MemoryError, ZeroDivisionError, AttributeError, Image.DecompressionBombError,
+    MemoryError, ZeroDivisionError, AttributeError, RuntimeError, Image.DecompressionBombError,
 )  # fmt: skip
 
 

@@ -197,7 +197,8 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tiny, tmp_path, save):
 def test_files_that_are_no_checkpoint(tiny):
     folder, model = tiny
     whole = (folder / "model.ckpt").read_bytes()
-    for content in (b"", b"hello", whole[: len(whole) // 2], whole[:-30], b"PK\x03\x04" + bytes(50)):
+    cut_number = pickle.dumps({"weight": 1.5}, protocol=2).partition(b"G")[0] + b"X\0"  # a length of 4 bytes, cut
+    for content in (b"", b"hello", whole[: len(whole) // 2], whole[:-30], b"PK\x03\x04" + bytes(50), cut_number):
         (folder / "model.ckpt").write_bytes(content)
         with pytest.raises(CheckpointError) as error:
             TripoSR.from_pretrained(folder)

@@ -1,6 +1,7 @@
 """TripoSR's weights: the official pickle, read as tensors and nothing else, or safetensors."""
 
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from sv3d_fast.model.checkpoint import PICKLES, CheckpointError, Part, TensorSto
 
 TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 # What a reader of pickles and archives raises on damaged files, next to its own error.
-DAMAGED = (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
+DAMAGED = (
+    OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
+    struct.error, OverflowError, MemoryError, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 class PickledStore(TensorStore):
