@@ -6,6 +6,7 @@ the last layer (K, n) and (K,). SiLU follows the sum of samples and each of the 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,8 @@ if triton is not None:
         row = tl.arange(0, N)
         held = ()
         for layer in tl.static_range(LAYERS):
-            held = held + (tl.load(weights + layer * N * N + row[:, None] + row[None, :] * N) * 0.5,)  # noqa: RUF005
+            weight = tl.load(weights + layer * N * N + row[:, None] + row[None, :] * N) * 0.5
+            held = held + (weight,)  # type: ignore[assignment]  # noqa: RUF005 (Triton unpacks no tuples)
         return held
 
     @triton.jit
@@ -102,17 +104,17 @@ if triton is not None:
             value = tl.sum(x.to(tl.float32) * row[None, :], 1) + tl.load(last_bias + k).to(tl.float32)
             tl.store(out + point * OUTPUTS + k, value, inside)
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["count"])  # of any size, without compiling anew
     def grid_kernel(
         tables, indices, weights, biases, last, last_bias, out, count, side,
-        LAYERS: tl.constexpr, N: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr,
+        LAYERS: tl.constexpr, N: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         held = _weights(weights, LAYERS, N)
         column = tl.arange(0, N)
-        for tile in tl.range(tl.program_id(0), tl.cdiv(count, BLOCK), PROGRAMS):
+        for tile in tl.range(tl.program_id(0), tl.cdiv(count, BLOCK), tl.num_programs(0)):
             point = tile * BLOCK + tl.arange(0, BLOCK)
             inside = point < count
-            index = tl.load(indices + point, inside, 0)
+            index = tl.load(indices + point, inside, 0).to(tl.int32)  # whose division costs a tenth of 64 bits'
             xy = index // side
             x, y, z = xy // side, xy % side, index % side
             plane = side * side
@@ -138,13 +140,13 @@ if triton is not None:
             summed += share[:, None] * tl.load(plane + at[:, None] * N + column[None, :]).to(tl.float32)
         return summed
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["count"])  # of any size, without compiling anew
     def points_kernel(
         planes, bias, points, weights, biases, last, last_bias, out, count, side,
-        LAYERS: tl.constexpr, N: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr,
+        LAYERS: tl.constexpr, N: tl.constexpr, OUTPUTS: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         held = _weights(weights, LAYERS, N)
-        for tile in tl.range(tl.program_id(0), tl.cdiv(count, BLOCK), PROGRAMS):
+        for tile in tl.range(tl.program_id(0), tl.cdiv(count, BLOCK), tl.num_programs(0)):
             point = tile * BLOCK + tl.arange(0, BLOCK)
             inside = point < count
             x = tl.load(points + point * 3, inside, 0.0).to(tl.float32)
@@ -158,7 +160,7 @@ if triton is not None:
 
 
 def _launch(
-    kernel: Callable, how: tuple[int, int, int], inputs: tuple[Tensor, ...], places: Tensor, mlp: tuple[Tensor, ...]
+    kernel: Any, how: tuple[int, int, int], inputs: tuple[Tensor, ...], places: Tensor, mlp: tuple[Tensor, ...]
 ) -> Tensor:
     (block, stages, resident), weights, last = how, mlp[0], mlp[2]
     count, side = len(places), inputs[0].shape[1]
@@ -166,7 +168,7 @@ def _launch(
     if count:
         programs = min(triton.cdiv(count, block), multiprocessors(last.device) * resident)
         kernel[(programs,)](
-            *inputs, *mlp, out, count, side, len(weights), last.shape[1], len(last), block, programs,
+            *inputs, *mlp, out, count, side, len(weights), last.shape[1], len(last), block,
             num_warps=WARPS, num_stages=stages,
         )  # fmt: skip
     return out
@@ -195,7 +197,10 @@ def _reasons(places: Tensor, planes: Tensor, *mlp: Tensor) -> list[str]:
 
 
 def _why_not_grid(tables: Tensor, indices: Tensor, *mlp: Tensor) -> list[str]:
-    return _reasons(indices, tables, *mlp)
+    reasons = _reasons(indices, tables, *mlp)
+    if tables.shape[1] ** 3 >= 2**31:
+        reasons.append(f"grids of fewer than 2^31 points only, got {tables.shape[1]} a side")
+    return reasons
 
 
 def _why_not_points(planes: Tensor, bias: Tensor, points: Tensor, *mlp: Tensor) -> list[str]:
@@ -228,10 +233,8 @@ def _points_examples(device: str):
         yield draw(3, side, side, n), draw(n), 0.7 * draw(count, 3).float(), *mlp  # a third lies outside the cube
 
 
-_SOURCE = (
-    "Chan et al. 2022, Efficient Geometry-aware 3D Generative Adversarial Networks; Tochilkin et al. 2024, TripoSR"
-)
-_TOLERANCE = 2e-3  # 16-bit rounding of nine layers' activations
+_SOURCE = "Chan et al. 2022, Efficient Geometry-aware 3D GANs; Tochilkin et al. 2024, TripoSR"
+_TOLERANCE = 3e-3  # nine layers of 16-bit activations, which both sides round; each is within 2e-3 of float64
 triplane_grid = Op(
     name="triplane_grid",
     reference=grid_reference,

@@ -82,5 +82,5 @@ def test_runs_for_real(monkeypatch, tmp_path):
     monkeypatch.setattr(FitConfig, "of", classmethod(lambda cls, device, size: quick))
     assert draw_subject().getextrema()[3] == (0, 255)
     result = finish(measuring("cpu", quick=True))
-    assert set(result["stages"]) == {"orbit", "splats", "mesh", "report"}
+    assert set(result["stages"]) == {"orbit", "splats", "mesh", "formats", "report"}
     assert all(stage["seconds"] > 0 and stage["peak_memory_bytes"] > 1e8 for stage in result["stages"].values())

@@ -109,7 +109,7 @@ def test_a_killed_server_goes_on_and_a_drained_one_puts_back(server, picture, tm
     assert done["state"] == "done"
     assert server.call(first)["state"] == "cancelled"
     names = {file["name"] for file in done["files"]}
-    assert {"orbit.mp4", "transforms.json", "frames/0020.png", "manifest.json"} <= names
+    assert {"orbit.mp4", "transforms.json", "images/0020.png", "manifest.json"} <= names
     orbit = load_orbit(server.folder / "jobs" / second.rpartition("/")[2] / "result")
     assert tuple(orbit.frames.shape) == (21, 64, 64, 3)
 
