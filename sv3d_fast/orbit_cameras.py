@@ -57,7 +57,7 @@ def read_transforms(path: str | os.PathLike) -> tuple[list[Path], list[Path] | N
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path}: expected a transforms.json of at most 64 MB")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_int=float)  # huge ones are infinite, and refused
     except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path}: expected JSON, got a file that can't be read as such ({error})") from error
     frames = content.get("frames") if isinstance(content, dict) else None
@@ -80,7 +80,7 @@ def _inside(path: Path, name) -> Path:
         file = (folder / candidate).resolve()
         if not file.is_relative_to(folder):
             raise ValueError(f"{path}: expected frames inside its folder, got {name!r}")
-        if file.is_file():
+        if os.path.isfile(file):  # False for names that are too long, where Path.is_file raises
             return file
     raise ValueError(f"{path}: the frame {name!r} is missing")
 

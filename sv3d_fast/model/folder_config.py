@@ -5,6 +5,8 @@ classes read a folder of ours too. What they have no key for stands under "sv3d_
 """
 
 import json
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ CLASSES = {
 DOWN = ("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal")
 UP = ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal")
 REQUIRED = object()
+# Far above every known network, and low enough that a damaged or hostile file is refused before a network is built.
+MAX_SIZE, MAX_LAYERS, MAX_LEVELS = 1 << 16, 256, 16
 
 T = TypeVar("T")
 
@@ -52,22 +56,29 @@ class JSONFile:
         value = self.values.get(key, default)
         if value is REQUIRED:
             raise CheckpointError(f"{self.path}: {key} is missing")
-        if kind is float and isinstance(value, int):
+        if kind is float and isinstance(value, int) and abs(value) <= sys.float_info.max:
             value = float(value)
         if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-            raise CheckpointError(f"{self.path}: {key}: expected {kind.__name__}, got {value!r}")
+            raise CheckpointError(f"{self.path}: {key}: expected {kind.__name__}, got {_short(value)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CheckpointError(f"{self.path}: {key}: expected a finite number, got {value}")
         return value
 
     def size(self, key: str, default: Any = REQUIRED) -> int:
         value = self.get(key, int, default)
         if value < 1:
             raise CheckpointError(f"{self.path}: {key}: expected at least 1, got {value}")
+        limit = MAX_LAYERS if "layers" in key else MAX_SIZE
+        if value > limit:
+            raise CheckpointError(f"{self.path}: {key}: expected at most {limit}, got {_short(value)}")
         return value
 
     def sizes(self, key: str) -> tuple[int, ...]:
         values = self.get(key, list)
-        if not values or not all(type(v) is int and v > 0 for v in values):
-            raise CheckpointError(f"{self.path}: {key}: expected positive integers, got {values}")
+        if not 0 < len(values) <= MAX_LEVELS or not all(type(v) is int and 0 < v <= MAX_SIZE for v in values):
+            raise CheckpointError(
+                f"{self.path}: {key}: expected 1 to {MAX_LEVELS} integers from 1 to {MAX_SIZE}, got {_short(values)}"
+            )
         return tuple(values)
 
     def same(self, key: str, default: int) -> int:
@@ -84,19 +95,29 @@ class JSONFile:
             raise CheckpointError(f"{self.path}: {key}: only {supported!r} is supported, got {value!r}")
 
 
+def _short(value: Any) -> str:
+    """A value of a file for an error's line."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]} ..."
+
+
 def read_config(folder: Path) -> tuple[ModelConfig, bool]:
     """The configuration of a folder, and whether its autoencoder has a post_quant_conv.
 
     Raises CheckpointError for missing or invalid files, and for networks that aren't SV3D's.
     """
-    vae, post_quant_conv = _built(folder / "vae", _read_vae)
-    clip = _built(folder / "image_encoder", _read_clip)
-    unet, rest = _built(folder / "unet", lambda file: (_read_unet(file), _read_rest(file, vae)))
-    return ModelConfig(unet=unet, vae=vae, clip=clip, **rest), post_quant_conv
+    return configure(*(JSONFile.read(folder / name / "config.json") for name in CLASSES))
 
 
-def _built(folder: Path, read: Callable[[JSONFile], T]) -> T:
-    file = JSONFile.read(folder / "config.json")
+def configure(unet: JSONFile, vae: JSONFile, image_encoder: JSONFile) -> tuple[ModelConfig, bool]:
+    """As `read_config`, from the networks' configurations themselves."""
+    vae_config, post_quant_conv = _built(vae, _read_vae)
+    clip = _built(image_encoder, _read_clip)
+    unet_config, rest = _built(unet, lambda file: (_read_unet(file), _read_rest(file, vae_config)))
+    return ModelConfig(unet=unet_config, vae=vae_config, clip=clip, **rest), post_quant_conv
+
+
+def _built(file: JSONFile, read: Callable[[JSONFile], T]) -> T:
     try:
         return read(file)
     except CheckpointError:

@@ -203,7 +203,8 @@ def declare(folder: Path) -> SV3DModel:
     check_index(index)
     config, post_quant_conv = read_config(folder)
     # A folder that we didn't write is a conversion of the official weights.
-    notice = index.get(EXTRA, dict, {"notice": NOTICE}).get("notice")
+    ours = index.get(EXTRA, dict, {"notice": NOTICE})
+    notice = None if ours.get("notice") is None else JSONFile(index.path, ours).get("notice", str)
     try:
         with torch.device("meta"):
             vae = SV3DVAE(config.vae, post_quant_conv=post_quant_conv)
