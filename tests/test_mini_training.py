@@ -279,8 +279,9 @@ def test_loss_is_zero_for_the_true_answer():
             return (noisy / (sigma**2 + 1) - clean) * (sigma**2 + 1).sqrt() / sigma
 
     network = Denoiser(Oracle(), CLIPImageTower(TINY.clip))
-    loss = network(clean, torch.randn(2, 3, SIZE, SIZE), None, log_sigma, noise, torch.tensor([1.0, 0.0]))
+    loss, made = network(clean, torch.randn(2, 3, SIZE, SIZE), None, log_sigma, noise, torch.tensor([1.0, 0.0]))
     torch.testing.assert_close(loss, torch.zeros(2), atol=1e-8, rtol=0)
+    torch.testing.assert_close(made, clean, atol=1e-5, rtol=0)
 
 
 def test_cache_replaces_the_oldest(stage):
@@ -290,7 +291,12 @@ def test_cache_replaces_the_oldest(stage):
         cache.add()
         counts.append((cache.count, cache.next))
     assert counts == [(2, 2), (4, 0), (4, 2)]
-    latents, images, vectors = cache.batch(5)
+    shown = torch.tensor([20, 3])
+    latents, images, vectors, true = cache.batch(5, shown)
+    assert true.shape == (5, 2, SIZE, SIZE, 4)
+    assert true.dtype == torch.uint8
+    torch.testing.assert_close(true[:, 0, :, :, :3].permute(0, 3, 1, 2) / 127.5 - 1, images)  # the last is the input
+    assert (true[..., :3][true[..., 3] == 0] == 255).all()
     assert latents.shape == (5, 21, 4, 8, 8)
     assert images.shape == (5, 3, SIZE, SIZE)
     assert float(images.min()) >= -1

@@ -1,5 +1,10 @@
-"""Training of the embedded model's UNet and image tower on cached latents of fresh renders."""
+"""Training of the embedded model's UNet and image tower on cached latents of fresh renders.
 
+The sampler's first step is trained through the decoder as well, on the figures that its frames are judged by: the
+mean of all likely latents doesn't decode to the mean of all likely pictures.
+"""
+
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +21,15 @@ from sv3d_fast.model.vae import SV3DVAE
 from .autoencoder import pictures
 from .optimise import Average, optimise
 from .parallel import Workers
+from .picture_loss import picture_loss, picture_terms
 from .scenes import Stage
 
 # The sampler takes few steps and the first decides where everything is, so most orbits are seen at its level, where
 # only the picture tells anything; the others' levels are log-normal (Karras et al. 2022, table 1).
-FIRST_STEP_SHARE = 0.6
+FIRST_STEP_SHARE = 0.85
 FIRST_STEP_SIGMA = (40.0, 80.0)
+LATENT_WEIGHT = 0.3  # of the latents' loss where the decoded frames have one too
+DECODED = 3  # frames of each orbit that are decoded
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = 0.5, 1.4
 DROP = 0.05  # share of orbits whose picture is withheld, for guidance
 COND_AUG = 1e-5
@@ -35,8 +43,8 @@ REFRESH = 4  # steps between two chunks: an orbit is seen about eight times
 class Cache:
     """Encoded orbits on the device; the oldest make room for new ones.
 
-    Holds N = `capacity` orbits: latents (N, T, z, h, w) float16, the input pictures (N, S, S, 3) uint8 and the
-    vectors (N, T, vector_dim) float32. Raises ValueError for a capacity that isn't a multiple of CHUNK.
+    Holds N = `capacity` orbits: latents (N, T, z, h, w) float16, the frames with their alpha (N, T, S, S, 4) uint8
+    and the vectors (N, T, vector_dim) float32. Raises ValueError for a capacity that isn't a multiple of CHUNK.
     """
 
     def __init__(self, stage: Stage, vae: SV3DVAE, rng: np.random.Generator, capacity: int, unet: SV3DUNet):
@@ -44,7 +52,7 @@ class Cache:
             raise ValueError(f"capacity: expected a positive multiple of {CHUNK}, got {capacity}")
         self.stage, self.vae, self.rng, self.capacity, self.config = stage, vae, rng, capacity, unet.config
         self.count = self.next = 0
-        self.stores: list[torch.Tensor] = []  # latents, pictures, vectors
+        self.stores: list[torch.Tensor] = []  # latents, frames, vectors
 
     @torch.no_grad()
     def add(self) -> None:
@@ -53,7 +61,8 @@ class Cache:
         with torch.autocast(self.stage.device.type, torch.bfloat16, enabled=self.stage.device.type == "cuda"):
             latents = self.vae.encode(pictures(views.frames))
         latents = latents.view(*views.frames.shape[:2], *latents.shape[1:])
-        rows = (latents.half(), views.frames[:, -1], vector(self.config, views.orbits, COND_AUG).to(latents.device))
+        frames = torch.cat([views.frames, views.alpha[..., None]], -1)
+        rows = (latents.half(), frames, vector(self.config, views.orbits, COND_AUG).to(latents.device))
         if not self.stores:
             self.stores = [torch.empty((self.capacity, *r.shape[1:]), dtype=r.dtype, device=r.device) for r in rows]
         place = slice(self.next, self.next + CHUNK)
@@ -62,11 +71,20 @@ class Cache:
         self.count = min(self.count + CHUNK, self.capacity)
         self.next = (self.next + CHUNK) % self.capacity
 
-    def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`size` random orbits: latents float32, input pictures in [-1, 1], vectors."""
+    @property
+    def frames(self) -> int:
+        """T, of every orbit."""
+        return self.stores[0].shape[1]
+
+    def batch(self, size: int, shown: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`size` random orbits: latents float32, input pictures in [-1, 1], vectors, and the frames of index `shown`.
+
+        shown: (K,) indices on the device. Those frames are (size, K, S, S, 4) uint8, alpha last.
+        """
         index = torch.from_numpy(self.rng.integers(self.count, size=size)).to(self.stage.device, non_blocking=True)
-        latents, images, vectors = (store[index] for store in self.stores)
-        return latents.float(), pictures(images), vectors
+        latents, frames, vectors = self.stores
+        inputs = pictures(frames[index, -1, :, :, :3])
+        return latents[index].float(), inputs, vectors[index], frames[index[:, None], shown]
 
 
 def noise_levels(batch: int, generator: torch.Generator) -> torch.Tensor:
@@ -87,14 +105,14 @@ def initialise(unet: SV3DUNet) -> None:
 
 
 class Denoiser(nn.Module):
-    """UNet and image tower under EDM preconditioning with v-prediction: forward is the training loss."""
+    """UNet and image tower under EDM preconditioning with v-prediction."""
 
     def __init__(self, unet: SV3DUNet, tower: CLIPImageTower):
         super().__init__()
         self.unet, self.tower = unet, tower
 
-    def forward(self, clean, image, vectors, log_sigma, noise, keep) -> torch.Tensor:
-        """Squared error of the network's output against its target, a number per orbit (B,).
+    def forward(self, clean, image, vectors, log_sigma, noise, keep) -> tuple[torch.Tensor, torch.Tensor]:
+        """Squared error of the network's output against its target (B,), and the clean latents it stands for.
 
         clean, noise: (B, T, z, h, w). image: (B, 3, S, S) preprocessed. log_sigma: (B,). keep: (B,) 0 or 1.
         """
@@ -103,31 +121,51 @@ class Denoiser(nn.Module):
         noisy = clean + sigma * noise
         token = self.tower(image)[:, None] * keep[:, None, None]
         first = (clean[:, -1] * keep[:, None, None, None])[:, None].expand_as(clean)
-        output = self.unet(torch.cat([noisy / norm, first], 2), log_sigma / 4, token, vectors)
+        output = self.unet(torch.cat([noisy / norm, first], 2), log_sigma / 4, token, vectors).float()
         target = (noisy / norm - norm * clean) / sigma  # of F in D = c_skip x + c_out F, c_out = -sigma / norm
-        return (output.float() - target).square().mean((1, 2, 3, 4))
+        return (output - target).square().mean((1, 2, 3, 4)), noisy / norm.square() - output * (sigma / norm)
 
 
-class _InBFloat16(nn.Module):
-    """Runs a denoiser in mixed precision; what `graphed` may change the forward method of."""
+class Objective(nn.Module):
+    """What a batch of orbits costs: the denoiser's error and, at the sampler's first step, that of decoded frames.
 
-    def __init__(self, denoiser: Denoiser):
+    The denoiser's float32 weights are used in `dtype`, the decoder is a frozen copy in it: in bfloat16 activations
+    cross memory once, where autocast carries normalisations' in float32.
+    """
+
+    def __init__(self, denoiser: Denoiser, vae: SV3DVAE, dtype: torch.dtype):
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser, self.dtype = denoiser, dtype
+        self.vae = copy.deepcopy(vae).requires_grad_(False).to(dtype)
+        self.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
-    def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-            return self.denoiser(*arguments)
+    def forward(self, clean, image, vectors, log_sigma, noise, keep, shown, true) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss, and figures (5,) of it: all latents, and of first steps latents, PSNR in dB, SSIM and IoU.
+
+        As for Denoiser; shown: (K,) frames that are decoded, true: (B, K, S, S, 4) uint8 what they are.
+        """
+        weights = {name: p.to(self.dtype) for name, p in self.denoiser.named_parameters()}
+        arguments = (clean, image.to(self.dtype), vectors, log_sigma, noise, keep)
+        losses, latents = torch.func.functional_call(self.denoiser, weights, arguments)
+        decoded = self.vae.decode(latents.index_select(1, shown).flatten(0, 1).to(self.dtype)).float()
+        made = (decoded.permute(0, 2, 3, 1) + 1) / 2
+        frames = true.flatten(0, 1).float() / 255
+        terms = picture_terms(made.contiguous(), frames[..., :3].contiguous(), frames[..., 3])
+        first = ((log_sigma >= math.log(FIRST_STEP_SIGMA[0])) & (keep > 0)).float()
+        share = first / first.sum().clamp_min(1)
+        by_orbit = picture_loss(terms).view(len(clean), -1).mean(1)
+        loss = (losses * (1 - first * (1 - LATENT_WEIGHT)) + first * by_orbit).mean()
+        error, ssim, iou = (terms.view(3, len(clean), -1).mean(2) * share).sum(1)
+        figures = [losses.mean(), (losses * share).sum(), error * (-10 / math.log(10)), 1 - ssim, 1 - iou]
+        return loss, torch.stack(figures).detach()
 
 
-def graphed(denoiser: Denoiser, example: tuple[torch.Tensor, ...]) -> Callable[..., torch.Tensor]:
-    """The denoiser's forward and backward pass in mixed precision as CUDA graphs, for inputs shaped like `example`.
+def graphed(objective: Objective, example: tuple[torch.Tensor, ...]) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """The objective's forward and backward pass as CUDA graphs, for inputs shaped like `example`.
 
     Launching the kernels of this network one by one takes nearly twice as long as running them.
     """
-    return torch.cuda.make_graphed_callables(  # type: ignore[return-value]
-        _InBFloat16(denoiser), example, allow_unused_input=True
-    )
+    return torch.cuda.make_graphed_callables(objective, example, allow_unused_input=True)  # type: ignore[return-value]
 
 
 def train_denoiser(
@@ -159,21 +197,19 @@ def train_denoiser(
     cuda = stage.device.type == "cuda"
 
     def draw() -> tuple[torch.Tensor, ...]:
-        clean, image, vectors = cache.batch(batch)
+        shown = torch.randint(cache.frames, (DECODED,), generator=generator, device=stage.device)
+        clean, image, vectors, true = cache.batch(batch, shown)
         log_sigma = noise_levels(batch, generator)
         noise = torch.randn(clean.shape, generator=generator, device=stage.device)
         keep = (torch.rand(batch, generator=generator, device=stage.device) >= DROP).float()
-        return clean, preprocess(image, size), vectors, log_sigma, noise, keep
+        return clean, preprocess(image, size), vectors, log_sigma, noise, keep, shown, true
 
-    forward = graphed(denoiser, draw()) if cuda else denoiser
+    objective = Objective(denoiser, vae, torch.bfloat16 if cuda else torch.float32)
+    forward = graphed(objective, draw()) if cuda else objective
 
     def loss_of(step: int):
-        arguments = draw()
-        losses = forward(*arguments)
-        log_sigma, keep = arguments[3], arguments[5]
-        high = (log_sigma > 2) & (keep > 0)
-        figures = {"loss": losses.mean(), "high": (losses * high).sum() / high.sum().clamp_min(1)}
-        return losses.mean(), figures
+        loss, figures = forward(*draw())
+        return loss, dict(zip(("latents", "first", "psnr", "ssim", "iou"), figures, strict=True))
 
     average = Average(denoiser)
 

@@ -147,7 +147,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     parser.add_argument("--minutes-unet", type=float, default=20, help="0: only evaluate the weights in the folder")
     parser.add_argument("--batch-vae", type=int, default=32, help="pictures a step and process")
     parser.add_argument("--batch", type=int, default=32, help="orbits a step and process")
-    parser.add_argument("--capacity", type=int, default=32768, help=f"orbits cached, a multiple of {CHUNK}")
+    parser.add_argument("--capacity", type=int, default=8192, help=f"orbits cached, a multiple of {CHUNK}")
     parser.add_argument("--procedural", type=int, default=1600, help="generated objects of each process")
     parser.add_argument("--seed", type=int, help="of the training data; the clock without it")
     parser.add_argument("--no-cooldown", action="store_true", help="training will go on from these weights")
