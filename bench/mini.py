@@ -29,6 +29,7 @@ from .results import record
 ISSUE = "mini"
 RESOLUTION = 128  # voxels along a side
 SHOWN = 4  # models on the sheet: those of lowest crc32, not of best looks
+GALLERY = 10  # models on each picture of the gallery; the random ones are those of lowest crc32
 BARS = {"psnr": ("dB", ">= 19.0"), "ssim": ("", ">= 0.86"), "iou": ("", ">= 0.85")}
 
 
@@ -36,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sheet", type=Path, help="picture of the four models of lowest crc32")
+    parser.add_argument("--gallery", type=Path, help="folder for pictures of the worst, the best and ten random models")
     parser.add_argument("--categories", action="store_true", help="print the means of each category too")
     parser.add_argument("--scenes", type=int, help="reconstruct the orbits of so many models, in order of crc32")
     parser.add_argument("--no-record", action="store_true", help="print only")
@@ -50,10 +52,14 @@ def main() -> None:
     scores, rows = [], []
     for score, views, made in evaluate(model, stage, model.config.sampler):
         scores.append(score)
-        if len(rows) < SHOWN:
-            rows.append((f"{score.name}   {score.psnr:.1f} dB", views.frames[0], made))
+        rows.append((f"{score.name}   {score.psnr:.1f} dB", views.frames[0], made))
     if args.sheet:
-        contact_sheet(rows).save(args.sheet)
+        contact_sheet(rows[:SHOWN]).save(args.sheet)
+    if args.gallery:
+        ranked = [row for _, row in sorted(zip(scores, rows, strict=True), key=lambda pair: pair[0].psnr)]
+        chosen = {"worst": ranked[:GALLERY], "best": ranked[: -GALLERY - 1 : -1], "random": rows[:GALLERY]}
+        for name, shown in chosen.items():
+            contact_sheet(shown, every=5).save(args.gallery / f"mini_{name}.jpg", quality=85)
     figures = means(scores)
     print(f"{len(scores)} objects:", {k: round(v, 3) for k, v in figures.items()})
     if args.categories:
