@@ -109,7 +109,7 @@ def operands(case: Case) -> tuple[Callable, Callable]:
     taps = 3 if case.kind == "temporal_conv" else 1
     orbits = ORBITS if taps == 3 else 1
     length = case.m // orbits
-    x, weight = random(orbits, length, case.k), random(taps * case.n, case.k)
+    x, weight = random(orbits, length, case.k), random(case.n, taps * case.k)
     bias = random(case.n) if case.bias else None
     rows = random(ORBITS * FRAMES if taps == 3 else ORBITS, case.n) if case.rows else None
     residual = random(orbits, length, case.n) if case.residual else None
@@ -123,7 +123,7 @@ def operands(case: Case) -> tuple[Callable, Callable]:
 
     def library() -> torch.Tensor:
         if taps == 3:
-            kernel = weight.view(3, case.n, case.k).permute(1, 2, 0)[..., None]
+            kernel = weight.view(case.n, 3, case.k).mT[..., None]
             y = F.conv2d(x.view(orbits, FRAMES, -1, case.k).permute(0, 3, 1, 2), kernel, bias, padding=(1, 0))
             y = y.permute(0, 2, 3, 1).reshape(orbits, length, case.n)
             y = y if rows is None else (y.view(len(rows), -1, case.n) + rows[:, None]).view_as(y)

@@ -18,13 +18,8 @@ def separated(rows: Tensor) -> Tensor:
     return rows.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1).contiguous()
 
 
-def pack(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """A projection (2h, k) and its bias, values before gates, to value and gate in turn."""
-    return interleaved(weight), interleaved(bias)
-
-
 def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """value * gelu(gate), both linear in x: (M, k) -> (M, h); weight (2h, k) and bias (2h,) as `pack` lays them out."""
+    """value * gelu(gate), both linear in x: (M, k) -> (M, h); weight (2h, k) and bias (2h,), value and gate in turn."""
     value, gate = F.linear(x, weight, bias).unflatten(-1, (-1, 2)).unbind(-1)
     return value * F.gelu(gate)
 

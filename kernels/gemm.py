@@ -32,10 +32,11 @@ if triton is not None:
     @triton.jit
     def gemm_kernel(
         a_desc,  # (B, R, K): rows of each orbit
-        b_desc,  # (TAPS * N, K)
+        b_desc,  # (N, TAPS * K)
         bias,  # (N,)
         rows,  # (B * R / row_period, N)
         residual,  # as out
+        scale,  # (1,)
         out,  # (B, R, N), or (B, R, N / 2) with GEGLU
         orbits,
         length,  # R
@@ -47,6 +48,7 @@ if triton is not None:
         HAS_BIAS: tl.constexpr,
         HAS_ROWS: tl.constexpr,
         HAS_RESIDUAL: tl.constexpr,
+        HAS_SCALE: tl.constexpr,
         GEGLU: tl.constexpr,
         GELU: tl.constexpr,
         BLOCK_M: tl.constexpr,
@@ -72,7 +74,7 @@ if triton is not None:
                 tap = step // chunks
                 at = (step % chunks) * BLOCK_K
                 a = a_desc.load([orbit, first + (tap - TAPS // 2) * shift, at]).reshape(BLOCK_M, BLOCK_K)
-                b = b_desc.load([tap * n + column, at])
+                b = b_desc.load([column, tap * k + at])  # what it holds of the next tap meets zeros of a
                 accumulator = tl.dot(a, b.T, accumulator)
 
             inside = first + tl.arange(0, BLOCK_M)
@@ -88,6 +90,8 @@ if triton is not None:
             else:
                 result = _gelu(accumulator) if GELU else accumulator
                 width = n
+            if HAS_SCALE:
+                result *= tl.load(scale).to(tl.float32)
             mask = (inside < length)[:, None] & (columns < width)[None, :]
             place = row.to(tl.int64)[:, None] * width + columns[None, :]
             if HAS_ROWS:
@@ -131,26 +135,33 @@ def gemm(
     shift: int = 0,
     rows: Tensor | None = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
     geglu: bool = False,
     gelu: bool = False,
+    inplace: bool = False,
 ) -> Tensor:
-    """x (B, R, K) contiguous times weight (taps * N, K): returns (B, R, N), or (B, R, N / 2) with `geglu`.
+    """x (B, R, K) contiguous times weight (N, taps * K): returns (B, R, N), or (B, R, N / 2) with `geglu`.
 
-    Tap i multiplies the rows (i - taps // 2) * shift further on by weight[i * N : (i + 1) * N]. bias: (N,). rows:
-    (G, N), each added to B * R / G successive rows. residual: of the result's shape. geglu: columns 2j and 2j + 1 are
-    value and gate, and value * gelu(gate) is stored. gelu: of the product with its bias, before rows and residual.
+    Tap i multiplies the rows (i - taps // 2) * shift further on by weight[:, i * K : (i + 1) * K], which is finite.
+    bias: (N,). rows: (G, N), each added to B * R / G successive rows. residual: of the result's shape; inplace: the
+    result takes its place. geglu: columns 2j and 2j + 1 are value and gate, and value * gelu(gate) is stored. gelu,
+    scale (1,): of the product with its bias, before rows and residual.
     """
     orbits, length, k = x.shape
-    n = weight.shape[0] // taps
+    n = weight.shape[0]
     width = n // 2 if geglu else n
-    out = torch.empty(orbits, length, width, dtype=x.dtype, device=x.device)
+    if inplace and residual is not None:
+        out = residual
+    else:
+        out = torch.empty(orbits, length, width, dtype=x.dtype, device=x.device)
     count = orbits * triton.cdiv(length, tiles.m) * triton.cdiv(n, tiles.n)
     programs = min(count, multiprocessors(x.device) * tiles.resident)
     gemm_kernel[(programs,)](
         TensorDescriptor.from_tensor(x, [1, tiles.m, tiles.k]),
         TensorDescriptor.from_tensor(weight, [tiles.n, tiles.k]),
-        bias, rows, residual, out, orbits, length, n, k, shift, 1 if rows is None else orbits * length // len(rows),
-        taps, bias is not None, rows is not None, residual is not None, geglu, gelu,
+        bias, rows, residual, scale, out, orbits, length, n, k, shift,
+        1 if rows is None else orbits * length // len(rows),
+        taps, bias is not None, rows is not None, residual is not None, scale is not None, geglu, gelu,
         tiles.m, tiles.n, tiles.k, tiles.group, programs,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

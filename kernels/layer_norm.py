@@ -18,11 +18,14 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def positioned_reference(
-    x: Tensor, positions: Tensor, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, positions: Tensor, weight: Tensor, bias: Tensor, eps: float, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """x + positions and its normalisation over channels, both (B, T, P, c); positions: (T, c)."""
+    """x + positions + shift, and the normalisation of x + positions over channels, both (B, T, P, c).
+
+    positions: (T, c). shift: (c,), what the residual that the sum becomes is to have more than the norm sees.
+    """
     total = x + positions[:, None]
-    return total, reference(total, weight, bias, eps)
+    return total + shift, reference(total, weight, bias, eps)
 
 
 if triton is not None:
@@ -30,7 +33,7 @@ if triton is not None:
 
     @triton.jit
     def layer_norm_kernel(
-        x, positions, weight, bias, total, y, rows, channels, frames, pixels, eps,
+        x, positions, extra, weight, bias, total, y, rows, channels, frames, pixels, eps,
         HAS_POSITIONS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -42,9 +45,9 @@ if triton is not None:
         if HAS_POSITIONS:
             frame = (row // pixels) % frames
             v += tl.load(positions + frame[:, None] * channels + channel[None, :], mask, 0.0).to(tl.float32)
-            v = v.to(total.dtype.element_ty)
-            tl.store(total + at, v, mask)
-            v = v.to(tl.float32)
+            more = tl.load(extra + channel, inside, 0.0).to(tl.float32)
+            tl.store(total + at, (v + more[None, :]).to(total.dtype.element_ty), mask)
+            v = tl.where(mask, v, 0.0)
         mean = tl.sum(v, 1) / channels
         deviation = tl.where(mask, v - mean[:, None], 0.0)
         factor = tl.rsqrt(tl.sum(deviation * deviation, 1) / channels + eps)
@@ -53,7 +56,7 @@ if triton is not None:
         tl.store(y + at, (deviation * factor[:, None] * w[None, :] + b[None, :]).to(y.dtype.element_ty), mask)
 
 
-def _launch(x: Tensor, positions: Tensor | None, weight: Tensor, bias: Tensor, eps: float):
+def _launch(x: Tensor, positions: Tensor | None, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float):
     channels = x.shape[-1]
     rows = x.numel() // channels
     block = triton.next_power_of_2(channels)
@@ -62,18 +65,18 @@ def _launch(x: Tensor, positions: Tensor | None, weight: Tensor, bias: Tensor, e
     total = None if positions is None else torch.empty_like(x)
     frames, pixels = x.shape[1:3] if positions is not None else (1, 1)
     layer_norm_kernel[(triton.cdiv(rows, high),)](
-        x, positions, weight, bias, total, y, rows, channels, frames, pixels, eps, positions is not None, high, block,
-        num_warps=4,
+        x, positions, shift, weight, bias, total, y, rows, channels, frames, pixels, eps,
+        positions is not None, high, block, num_warps=4,
     )  # fmt: skip
     return total, y
 
 
 def _run(x, weight, bias, eps):
-    return _launch(x, None, weight, bias, eps)[1]
+    return _launch(x, None, None, weight, bias, eps)[1]
 
 
-def _run_positioned(x, positions, weight, bias, eps):
-    return _launch(x, positions, weight, bias, eps)
+def _run_positioned(x, positions, weight, bias, eps, shift):
+    return _launch(x, positions, shift, weight, bias, eps)
 
 
 def _reasons(x: Tensor, *others: Tensor) -> list[str]:
@@ -89,8 +92,8 @@ def _why_not(x, weight, bias, eps) -> list[str]:
     return _reasons(x, weight, bias)
 
 
-def _why_not_positioned(x, positions, weight, bias, eps) -> list[str]:
-    return _reasons(x, positions, weight, bias)
+def _why_not_positioned(x, positions, weight, bias, eps, shift) -> list[str]:
+    return _reasons(x, positions, weight, bias, shift)
 
 
 def _random(device: str, *shapes):
@@ -107,8 +110,9 @@ def _examples(device: str):
 
 def _positioned_examples(device: str):
     for shape in ((2, 21, 7, 320), (1, 1, 1, 64), (1, 5, 33, 96)):
-        x, positions, weight, bias = _random(device, shape, (shape[1], shape[3]), shape[3:], shape[3:])
-        yield x, positions, weight, bias, 1e-5
+        x, positions, *vectors = _random(device, shape, (shape[1], shape[3]), *[shape[3:]] * 3)
+        weight, bias, shift = vectors
+        yield x, positions, weight, bias, 1e-5, shift
 
 
 layer_norm = Op(

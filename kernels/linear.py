@@ -15,11 +15,12 @@ def reference(
     residual: Tensor | None = None,
     rows: Tensor | None = None,
     gelu: bool = False,
+    inplace: bool = False,
 ) -> Tensor:
     """x (M, k) @ weight (n, k).T + bias (n,) + rows + residual (M, n); rows: (G, n), each for M / G successive rows.
 
-    gelu: an exact (erf) GELU of the product with its bias, before rows and residual. Raises ValueError where G doesn't
-    divide M.
+    gelu: an exact (erf) GELU of the product with its bias, before rows and residual. inplace: the result takes the
+    residual's place. Raises ValueError where G doesn't divide M.
     """
     if rows is not None and len(x) % len(rows):
         raise ValueError(f"rows: expected a divisor of {len(x)} rows, got {len(rows)}")
@@ -28,34 +29,38 @@ def reference(
         y = F.gelu(y)
     if rows is not None:
         y = (y.unflatten(0, (len(rows), -1)) + rows[:, None]).flatten(0, 1)
-    return y if residual is None else y + residual
+    if residual is None:
+        return y
+    return residual.add_(y) if inplace else y + residual
 
 
-def _fused(x, weight, bias=None, residual=None, rows=None, gelu=False):
-    how = tiles.choose("linear", x.device, len(x), len(weight), x.shape[-1])
+def _fused(x, weight, bias=None, residual=None, rows=None, gelu=False, inplace=False):
+    how = tiles.choose("linear", x.device, len(x), len(weight), x.shape[-1]) or tiles.SAFE
     residual = None if residual is None else residual[None]
-    return gemm.gemm(x[None], weight, bias, how, rows=rows, residual=residual, gelu=gelu)[0]
+    return gemm.gemm(x[None], weight, bias, how, rows=rows, residual=residual, gelu=gelu, inplace=inplace)[0]
 
 
-def _why_not_fused(x, weight, bias=None, residual=None, rows=None, gelu=False) -> list[str]:
+def _why_not_fused(x, weight, bias=None, residual=None, rows=None, gelu=False, inplace=False) -> list[str]:
     reasons = gemm.why_not(x, weight, bias, residual, rows)
-    if rows is not None and len(x) % len(rows):
-        reasons.append(f"rows: expected a divisor of {len(x)} rows, got {len(rows)}")
+    if rows is not None:
+        return reasons if len(x) % len(rows) == 0 else [*reasons, f"{len(rows)} rows don't divide {len(x)}"]
     if not reasons and tiles.choose("linear", x.device, len(x), len(weight), x.shape[-1]) is None:
         reasons.append("cuBLAS was measured to be faster at this shape")
     return reasons
 
 
-def _library(x, weight, bias=None, residual=None, rows=None, gelu=False):
-    if gelu:
-        y = F.gelu(F.linear(x, weight, bias))
-        return y if residual is None else y + residual
-    if bias is not None and residual is not None:
-        return F.linear(x, weight, bias) + residual
-    return F.linear(x, weight, bias) if residual is None else torch.addmm(residual, x, weight.T)
+def _library(x, weight, bias=None, residual=None, rows=None, gelu=False, inplace=False):
+    if residual is None or gelu:
+        y = F.linear(x, weight, bias)
+        y = F.gelu(y) if gelu else y
+        if residual is None:
+            return y
+        return residual.add_(y) if inplace else y + residual
+    y = residual.addmm_(x, weight.T) if inplace else torch.addmm(residual, x, weight.T)
+    return y if bias is None else y.add_(bias)
 
 
-def _why_not_library(x, weight, bias=None, residual=None, rows=None, gelu=False) -> list[str]:
+def _why_not_library(x, weight, bias=None, residual=None, rows=None, gelu=False, inplace=False) -> list[str]:
     reasons = [] if x.is_cuda else ["needs CUDA tensors"]
     return reasons if rows is None else [*reasons, "cuBLAS adds no rows"]
 

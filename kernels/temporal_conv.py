@@ -8,38 +8,41 @@ from sv3d_fast.kernels import gemm, tiles
 from sv3d_fast.kernels.op import Implementation, Op
 
 
-def pack(weight: Tensor) -> Tensor:
-    """A kernel (c', c, 3) to (3 * c', c), one tap after the other."""
-    return weight.permute(2, 0, 1).flatten(0, 1).contiguous()
-
-
 def reference(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, rows: Tensor | None = None, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    rows: Tensor | None = None,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Convolution of x (B, T, P, c) over T, zeros beyond both ends, plus what follows it: (B, T, P, c').
 
-    weight: (3 * c', c) as `pack` lays it out. bias: (c',). rows: (B, T, c'). residual: (B, T, P, c').
+    weight: (c', 3, c). bias: (c',). scale: (1,), of the convolution with its bias. rows: (B, T, c'). residual:
+    (B, T, P, c').
     """
-    kernel = weight.unflatten(0, (3, -1)).permute(1, 2, 0)[..., None]
-    y = F.conv2d(x.permute(0, 3, 1, 2), kernel, bias, padding=(1, 0)).permute(0, 2, 3, 1)
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight.mT[..., None], bias, padding=(1, 0)).permute(0, 2, 3, 1)
+    if scale is not None:
+        y = y * scale
     if rows is not None:
         y = y + rows[:, :, None]
     return y.contiguous() if residual is None else y + residual
 
 
-def _fused(x, weight, bias=None, rows=None, residual=None):
+def _fused(x, weight, bias=None, rows=None, residual=None, scale=None):
     b, t, p, c = x.shape
-    n = len(weight) // 3
+    n = len(weight)
     out = gemm.gemm(
-        x.view(b, t * p, c), weight, bias, tiles.choose("temporal_conv", x.device, b * t * p, n, c), taps=3, shift=p,
+        x.view(b, t * p, c), weight.flatten(1), bias, tiles.choose("temporal_conv", x.device, b * t * p, n, c),
+        taps=3, shift=p,
         rows=None if rows is None else rows.reshape(b * t, n),
-        residual=None if residual is None else residual.reshape(b, t * p, n),
+        residual=None if residual is None else residual.reshape(b, t * p, n), scale=scale,
     )  # fmt: skip
     return out.view(b, t, p, n)
 
 
-def _why_not_fused(x, weight, bias=None, rows=None, residual=None) -> list[str]:
-    return gemm.why_not(x, weight, bias, rows, residual)
+def _why_not_fused(x, weight, bias=None, rows=None, residual=None, scale=None) -> list[str]:
+    return gemm.why_not(x, weight, bias, rows, residual, scale)
 
 
 def _examples(device: str):
@@ -48,11 +51,11 @@ def _examples(device: str):
     def random(*shape):
         return torch.randn(shape, generator=generator).to(device, torch.float16 if device == "cuda" else torch.float32)
 
-    yield random(2, 5, 9, 40), random(3 * 24, 40), random(24), random(2, 5, 24)
-    yield random(1, 1, 1, 64), random(3 * 64, 64)
-    yield random(1, 3, 5, 32), random(3 * 32, 32), random(32), None, random(1, 3, 5, 32)
+    yield random(2, 5, 9, 40), random(24, 3, 40), random(24), random(2, 5, 24)
+    yield random(1, 1, 1, 64), random(64, 3, 64)
+    yield random(1, 3, 5, 32), random(32, 3, 32), random(32), None, random(1, 3, 5, 32), random(1)
     if device == "cuda":
-        yield random(2, 21, 81, 320), random(3 * 320, 320), random(320), None, random(2, 21, 81, 320)
+        yield random(2, 21, 81, 320), random(320, 3, 320), random(320), None, random(2, 21, 81, 320), random(1)
 
 
 temporal_conv = Op(

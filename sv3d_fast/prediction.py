@@ -109,10 +109,14 @@ def why_not_fused(unet: SV3DUNet) -> list[str]:
 
 def fused(unet: SV3DUNet) -> FusedUNet:
     """The fused network of `unet`, made once for as long as its weights stay the same."""
-    state = tuple((p.data_ptr(), p._version) for p in unet.parameters())
-    if unet not in _fused or _fused[unet][0] != state:
-        _fused[unet] = (state, FusedUNet(unet))
+    if unet not in _fused or _fused[unet][0] != _state(unet):
+        network = FusedUNet(unet)
+        _fused[unet] = (_state(unet), network)  # as they are now: some have moved together
     return _fused[unet][1]
+
+
+def _state(unet: SV3DUNet) -> tuple:
+    return tuple((p.data_ptr(), p._version) for p in unet.parameters())
 
 
 def release(unet: SV3DUNet) -> None:

@@ -11,10 +11,13 @@ from sv3d_fast import events
 from sv3d_fast.camera import Orbit
 from sv3d_fast.scene import fit as fit_module
 from sv3d_fast.scene.fit import FitConfig, fit, fitting, initial_splats
+from sv3d_fast.scene.fit_batch import fit_batch, fitting_batch
 from sv3d_fast.scene.hull import visual_hull
 from sv3d_fast.scene.metrics import iou, psnr
+from sv3d_fast.video import OrbitVideo
 
 ORBIT = Orbit.static(15)
+ROUND = [Sphere((0.05, 0.0, 0.0), 0.3, (0.9, 0.3, 0.2))]
 
 
 @cache
@@ -146,3 +149,37 @@ def test_it_fits_on_a_gpu():
     splats = fit(on_gpu, count=20_000, steps=500)
     rgb, _ = fit_module.render(splats, ORBIT, 128)
     assert psnr(rgb.clamp(0, 1).cpu(), large.colors()) > 32
+
+
+def test_objects_fitted_together_are_what_they_are_alone():
+    pair = [video(24), render(ROUND, Orbit.static(5), 24)]
+    options = {"count": 60, "steps": 7, "seed": 3}
+    seen = [0, 0]
+    together = fitting_batch(pair, **options)
+    try:
+        while True:
+            index, event = next(together)
+            seen[index] += isinstance(event, events.Progress)
+            assert abs(seen[0] - seen[1]) <= 1  # a step of each in turn
+    except StopIteration as end:
+        made = end.value
+    assert seen == [7, 7]
+    for splats, one in zip(made, pair, strict=True):
+        alone = fit(one, **options)
+        assert all(torch.equal(a, b) for a, b in zip(vars(splats).values(), vars(alone).values(), strict=True))
+
+
+def test_an_object_that_cannot_be_fitted_is_named():
+    few = OrbitVideo(video(24).frames[:3], video(24).orbit.select([0, 1, 2]))
+    with pytest.raises(ValueError, match=r"video 1: video: expected at least \d+ frames"):
+        fit_batch([video(24), few], count=20, steps=2)
+    assert fit_batch([]) == []
+
+
+@pytest.mark.gpu
+def test_objects_fitted_together_on_a_gpu_show_their_own_frames():
+    sources = [video(48), render(ROUND, Orbit.static(5), 48)]
+    pair = [OrbitVideo(v.frames.cuda(), v.orbit) for v in sources]
+    for splats, one in zip(fit_batch(pair, count=800, steps=120), sources, strict=True):
+        rgb, _ = fit_module.render(splats, one.orbit, 48)
+        assert psnr(rgb.cpu().clamp(0, 1), one.colors()) > 27

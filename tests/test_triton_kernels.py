@@ -77,7 +77,7 @@ TUNED = sorted(
 def test_matrix_products_compile_for_hopper(kind, size: Tiles, gelu):
     constants = {
         "TAPS": 3 if kind == "temporal_conv" else 1, "HAS_BIAS": True, "HAS_ROWS": False,
-        "HAS_RESIDUAL": kind != "geglu", "GEGLU": kind == "geglu", "GELU": gelu, "BLOCK_M": size.m, "BLOCK_N": size.n,
+        "HAS_RESIDUAL": kind != "geglu", "HAS_SCALE": kind == "temporal_conv", "GEGLU": kind == "geglu", "GELU": gelu, "BLOCK_M": size.m, "BLOCK_N": size.n,
         "BLOCK_K": size.k, "GROUP": size.group, "PROGRAMS": 132,
     }  # fmt: skip
     descriptors = {
@@ -120,7 +120,7 @@ def test_group_norm_compiles_for_hopper(skip, residual):
 @pytest.mark.parametrize("positions", [False, True])
 def test_layer_norm_compiles_for_hopper(positions):
     constants = {"HAS_POSITIONS": positions, "BLOCK_M": 2, "BLOCK_C": 2048}
-    absent = [] if positions else ["positions", "total"]
+    absent = [] if positions else ["positions", "extra", "total"]
     check(compiled(layer_norm.layer_norm_kernel, constants, 4, absent=absent, eps="fp32"), products=False)
 
 

@@ -57,10 +57,9 @@ def golden_error(folder: Path, case: str) -> float:
     names = official_names(config)
     with torch.device("meta"):
         unet = SV3DUNet(config)
-    for name, (shape, kind) in spec["tensors"].items():
-        owner, _, leaf = names[name].rpartition(".")
-        value = torch.from_numpy(fill(name, shape, kind, spec["seed"]))
-        setattr(unet.get_submodule(owner), leaf, torch.nn.Parameter(value, requires_grad=False))
+    tensors = spec["tensors"].items()
+    state = {names[name]: torch.from_numpy(fill(name, shape, kind, spec["seed"])) for name, (shape, kind) in tensors}
+    unet.load_state_dict(state, assign=True)
     latents = np.concatenate([data["latents"], data["image_latents"]], axis=1)
     latents = torch.from_numpy(latents).unflatten(0, (batch, frames))
     vector = torch.from_numpy(data["vector"]).unflatten(0, (batch, frames))

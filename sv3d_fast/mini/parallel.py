@@ -35,8 +35,8 @@ class Workers:
     def same(self, module: torch.nn.Module) -> None:
         """Gives every process the weights of the first."""
         if self.count > 1:
-            for tensor in module.state_dict().values():
-                dist.broadcast(tensor, 0)
+            for tensor in (*module.parameters(), *module.buffers()):  # a state dict can hold copies
+                dist.broadcast(tensor.data, 0)
 
     def agree(self, value: float) -> float:
         """The first process's value, for all: what depends on a clock."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sv3d_fast.kernels.temporal_attention import temporal_attention
 from sv3d_fast.model.blocks import GROUPS, EmbeddingMLP, TimeMixer, group_norm
+from sv3d_fast.model.geglu import GEGLU
 
 
 class SelfAttention(nn.Module):
@@ -42,19 +43,6 @@ class SingleTokenAttention(nn.Module):
 
     def forward(self, context: Tensor) -> Tensor:
         return self.to_out[0](self.to_v(context))
-
-
-class GEGLU(nn.Module):
-    """value * gelu(gate), both linear in x: (..., c) -> (..., hidden)."""
-
-    def __init__(self, channels: int, hidden: int):
-        super().__init__()
-        self.proj = nn.Linear(channels, 2 * hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Halves of the weight rather than of the product: contiguous operands, and no copy to join their gradients.
-        (value, gate), (value_bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
-        return F.linear(x, value, value_bias) * F.gelu(F.linear(x, gate, gate_bias))
 
 
 class FeedForward(nn.Module):

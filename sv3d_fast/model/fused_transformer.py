@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sv3d_fast.kernels import geglu as gated
+from sv3d_fast.kernels.geglu import geglu
 from sv3d_fast.kernels.group_norm import group_norm, residual_group_norm
 from sv3d_fast.kernels.layer_norm import layer_norm, positioned_layer_norm
 from sv3d_fast.kernels.linear import linear
@@ -42,12 +42,12 @@ class Norm(Weights):
 
 
 class Linear(Weights):
-    """A linear layer of (M, k) with what is added behind it."""
+    """A linear layer of (M, k) with what is added behind it; the result takes the residual's place."""
 
     def forward(
         self, x: Tensor, residual: Tensor | None = None, rows: Tensor | None = None, gelu: bool = False
     ) -> Tensor:
-        return linear(x, self.weight, self.bias, residual, rows, gelu)
+        return linear(x, self.weight, self.bias, residual, rows, gelu, inplace=True)
 
 
 class LayerNorm(Weights):
@@ -61,28 +61,42 @@ class LayerNorm(Weights):
         return layer_norm(x, self.weight, self.bias, self.eps)
 
 
+def join(*layers: nn.Linear) -> Tensor:
+    """The layers' weights under each other, in memory that the layers share from here on: nothing is kept twice."""
+    joined = torch.cat([layer.weight.detach() for layer in layers])
+    for layer, part in zip(layers, joined.split([layer.out_features for layer in layers]), strict=True):
+        layer.weight.data = part
+    return joined
+
+
 class FusedFeedForward(Weights):
-    """GEGLU and the linear layer back, plus the residual."""
+    """GEGLU and the linear layer back, plus the residual, whose place the sum takes.
+
+    The last layer's bias is left to what comes next: with a bias to add, a library's product takes one pass more.
+    """
 
     def __init__(self, ff: FeedForward):
         gate: Any = ff.net[0]
         back: Any = ff.net[2]
-        super().__init__(*gated.pack(gate.proj.weight.detach(), gate.proj.bias.detach()))
-        self.out = Linear(back.weight, back.bias)
+        super().__init__(gate.proj.weight, gate.proj.bias)
+        self.out = Linear(back.weight, None)
+        self.left: Tensor
+        self.register_buffer("left", back.bias.detach())
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.out(gated.geglu(x, self.weight, self.bias), residual)
+        """The sum without the bias `left`."""
+        return self.out(geglu(x, self.weight, self.bias), residual)
 
 
 class FusedAttention(nn.Module):
-    """Self-attention of (B * T * P, c), plus the residual and the vector of each orbit's context."""
+    """Self-attention of (B * T * P, c), plus the residual, whose place the sum takes, and each orbit's context."""
 
     def __init__(self, attention: SelfAttention, context: SingleTokenAttention, heads: int):
         super().__init__()
         self.heads = heads
         out: Any = attention.to_out[0]
         added: Any = context.to_out[0]
-        self.qkv = Linear(torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]), None)
+        self.qkv = Linear(join(attention.to_q, attention.to_k, attention.to_v), None)
         self.out = Linear(out.weight, None)
         self.bias: Tensor
         self.register_buffer("bias", out.bias.detach())
@@ -118,7 +132,7 @@ class FusedTransformer(nn.Module):
         self.norm1, self.norm3 = LayerNorm(spatial.norm1), LayerNorm(spatial.norm3)
         self.attention = FusedAttention(spatial.attn1, spatial.attn2, spatial.heads)
         self.ff = FusedFeedForward(spatial.ff)
-        self.positions = block.time_pos_embed
+        self.position_embedding = block.time_pos_embed
         self.temporal_norm_in = LayerNorm(temporal.norm_in)
         self.temporal_norm1, self.temporal_norm3 = LayerNorm(temporal.norm1), LayerNorm(temporal.norm3)
         self.temporal_ff_in = FusedFeedForward(temporal.ff_in)
@@ -126,10 +140,18 @@ class FusedTransformer(nn.Module):
         self.temporal_ff = FusedFeedForward(temporal.ff)
         self.mix: Tensor
         self.register_buffer("mix", block.time_mixer.temporal_weight(block.proj_in.weight.dtype).detach())
-        self.proj_out = Linear(block.proj_out.weight, block.proj_out.bias)
+        # what both branches' feed-forwards leave goes through their blend and the projection
+        wide = torch.promote_types(block.proj_out.weight.dtype, torch.float32)
+        left = torch.lerp(self.ff.left.to(wide), self.temporal_ff.left.to(wide), self.mix.to(wide))
+        bias = block.proj_out.bias.detach().to(wide) + block.proj_out.weight.detach().to(wide) @ left
+        self.proj_out = Linear(block.proj_out.weight, bias.to(block.proj_out.bias.dtype))
+
+    def positions(self, frames: Tensor) -> Tensor:
+        """(T, c) sinusoidal embeddings of the frame numbers to what the temporal branch adds to each frame."""
+        return self.position_embedding(frames) + self.ff.left
 
     def forward(self, x: Tensor, contexts: tuple[Tensor, Tensor], positions: Tensor) -> Tensor:
-        """x: (B, T, h, w, c). contexts: (B, c) of the spatial and the temporal attention. positions: (T, c)."""
+        """x: (B, T, h, w, c), overwritten. contexts: (B, c) of the spatial and the temporal attention. positions: (T, c)."""
         b, t, h, w, c = x.shape
         shape, flat = (b, t, h * w), x.view(-1, c)
         tokens = self.proj_in(self.norm(x.view(b * t, h * w, c)).view(-1, c))
@@ -137,7 +159,9 @@ class FusedTransformer(nn.Module):
         spatial = self.ff(self.norm3(tokens), tokens)
 
         norm = self.temporal_norm_in
-        total, hidden = positioned_layer_norm(spatial.view(*shape, c), positions, norm.weight, norm.bias, norm.eps)
+        total, hidden = positioned_layer_norm(
+            spatial.view(*shape, c), positions, norm.weight, norm.bias, norm.eps, self.temporal_ff_in.left
+        )
         tokens = self.temporal_ff_in(hidden.view(-1, c), total.view(-1, c))
         tokens = self.temporal_attention.temporal(self.temporal_norm1(tokens), tokens, contexts[1], shape)
         temporal = self.temporal_ff(self.temporal_norm3(tokens), tokens)

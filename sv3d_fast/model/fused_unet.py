@@ -5,7 +5,7 @@ What is exact algebra here, each part against `SV3DUNet` in float64 in tests/tes
 - Attention to a context of one token is a vector per block and orbit, computed once per run.
 - The embeddings of every noise level and camera, through every residual block's projection, are one product per run.
 - The frame positions of each transformer are a table that the weights alone decide.
-- The learned blends scale the last layer of their temporal branch.
+- The learned blends scale the last layer of their temporal branch, behind its product.
 - A concatenated skip is read from its two parts: a norm over both, and a 1x1 convolution as the sum of two products.
 - Nearest upsampling and the convolution behind it are four 2x2 convolutions.
 """
@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sv3d_fast.kernels.temporal_conv import pack as pack_temporal
 from sv3d_fast.kernels.temporal_conv import temporal_conv
 from sv3d_fast.kernels.upsample_conv import pack as pack_upsample
 from sv3d_fast.kernels.upsample_conv import upsample_conv
 from sv3d_fast.model.blocks import ResBlock, sinusoidal
-from sv3d_fast.model.fused_transformer import FusedTransformer, Linear, Norm, Weights
+from sv3d_fast.model.fused_transformer import FusedTransformer, Linear, Norm, Weights, join
 from sv3d_fast.model.unet import SV3DUNet
 
 
@@ -62,10 +61,13 @@ class TemporalConv(Weights):
     """A (3, 1, 1) convolution of (B, T, P, c)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__(pack_temporal(weight.detach().flatten(2)), bias)
+        kernel = weight.detach().flatten(2).mT  # (c', 3, c), the order in which the plain network stores it
+        super().__init__(kernel.contiguous(), bias)
 
-    def forward(self, x: Tensor, rows: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-        return temporal_conv(x, self.weight, self.bias, rows, residual)
+    def forward(
+        self, x: Tensor, rows: Tensor | None = None, residual: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        return temporal_conv(x, self.weight, self.bias, rows, residual, scale)
 
 
 class FusedResBlock(nn.Module):
@@ -91,11 +93,11 @@ class FusedResBlock(nn.Module):
             own = matrix.shape[1] - skip
             self.shortcut = Linear(matrix[:, :own].contiguous(), spatial.conv_shortcut.bias)
             self.shortcut_skip = Linear(matrix[:, own:].contiguous(), None) if skip else None
-        mix = block.time_mixer.temporal_weight(temporal.conv2.weight.dtype).detach()
-        assert temporal.conv2.bias is not None
+        self.mix: Tensor
+        self.register_buffer("mix", block.time_mixer.temporal_weight(temporal.conv2.weight.dtype).detach().view(1))
         self.temporal_norm1, self.temporal_norm2 = Norm(temporal.norm1), Norm(temporal.norm2)
         self.temporal_conv1 = TemporalConv(temporal.conv1.weight, None)
-        self.temporal_conv2 = TemporalConv(temporal.conv2.weight * mix, temporal.conv2.bias * mix)
+        self.temporal_conv2 = TemporalConv(temporal.conv2.weight, temporal.conv2.bias)
 
     def forward(self, x: Tensor, skip: Tensor | None, rows: Tensor, temporal_rows: Tensor) -> Tensor:
         """x: (B, T, h, w, c), skip: (B, T, h, w, c2). rows, temporal_rows: (B, T, c') of this step."""
@@ -114,7 +116,7 @@ class FusedResBlock(nn.Module):
         x, hidden = self.temporal_norm1.with_residual(x.reshape(orbits), base.view(orbits), self.conv2_bias)
         hidden = self.temporal_conv1(hidden.view(frames), rows=temporal_rows)
         hidden = self.temporal_norm2(hidden.view(orbits))
-        return self.temporal_conv2(hidden.view(frames), residual=x.view(frames)).view(b, t, h, w, -1)
+        return self.temporal_conv2(hidden.view(frames), None, x.view(frames), self.mix).view(b, t, h, w, -1)
 
 
 class Downsample(Conv):
@@ -144,7 +146,8 @@ class Level(nn.Module):
 
 
 class FusedUNet(nn.Module):
-    """An `SV3DUNet` for inference. Its buffers share the network's memory where nothing had to be rearranged.
+    """An `SV3DUNet` for inference. Its buffers share the network's memory, but for 0.2 GB of SV3D's 2.8: upsampling
+    kernels and split shortcuts. Layers of the network whose weights are used as one become views of the whole.
 
     Build it where the weights are and move it afterwards: only what it needs moves along.
     """
@@ -188,7 +191,7 @@ class FusedUNet(nn.Module):
         parts: list[Any] = [part for block in blocks for part in (block.spatial_res_block, block.temporal_res_block)]
         self.widths = [part.time_emb_proj.out_features for part in parts]
         self.projections = Weights(
-            torch.cat([part.time_emb_proj.weight.detach() for part in parts]),
+            join(*(part.time_emb_proj for part in parts)),
             torch.cat([(part.time_emb_proj.bias + part.conv1.bias).detach() for part in parts]),
         )
 

@@ -3,13 +3,11 @@
 Parameters carry the official names. Tokens stand in the order plane, row, column.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sv3d_fast.kernels import geglu
+from sv3d_fast.model.geglu import GEGLU
 
 from .config import TripoSRConfig
 
@@ -47,35 +45,6 @@ class Attention(nn.Module):
             for t in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
         return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class GEGLU(nn.Module):
-    """value * gelu(gate), both linear in x: (..., width) -> (..., hidden).
-
-    The projection's rows are values and gates in turn, as the fused op takes them, so that a GPU holds them once.
-    State dicts have the official order, all values first.
-    """
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.proj = nn.Linear(width, 2 * hidden)
-        self.register_state_dict_post_hook(_to_official)
-        self.register_load_state_dict_pre_hook(_from_official)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return geglu.reference(x, self.proj.weight, self.proj.bias)
-
-
-def _to_official(module: nn.Module, state: dict[str, Any], prefix: str, *_) -> None:
-    for name in ("proj.weight", "proj.bias"):
-        state[prefix + name] = geglu.separated(state[prefix + name])
-
-
-def _from_official(module: nn.Module, state: dict[str, Any], prefix: str, *_) -> None:
-    for name in ("proj.weight", "proj.bias"):
-        given = state.get(prefix + name)
-        if given is not None and given.shape == module.get_parameter(name).shape:  # others are reported by the load
-            state[prefix + name] = geglu.interleaved(given)
 
 
 class FeedForward(nn.Module):

@@ -19,19 +19,11 @@ from torch import Tensor, nn
 
 from sv3d_fast.kernels.geglu import geglu
 from sv3d_fast.kernels.linear import linear
-from sv3d_fast.model.fused_transformer import LayerNorm, Linear, Weights
+from sv3d_fast.model.fused_transformer import LayerNorm, Linear, Weights, join
 
 from .backbone import Backbone, Block, FeedForward, TriplaneTokens, Upsampler
 from .picture import GREY
 from .vit import MEAN, STD, ImageTokenizer, Layer
-
-
-def _join(*layers: nn.Linear) -> Tensor:
-    """The layers' weights under each other, in memory that the layers share from here on: nothing is kept twice."""
-    joined = torch.cat([layer.weight for layer in layers])
-    for layer, part in zip(layers, joined.split([layer.out_features for layer in layers]), strict=True):
-        layer.weight.data = part
-    return joined
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -57,7 +49,7 @@ class FusedViTLayer(nn.Module):
         parts = [projections[name] for name in ("query", "key", "value")]
         self.heads = layer.heads
         self.norm1, self.norm2 = LayerNorm(layer.layernorm_before), LayerNorm(layer.layernorm_after)
-        self.qkv = Linear(_join(*parts), torch.cat([part.bias for part in parts]))
+        self.qkv = Linear(join(*parts), torch.cat([part.bias for part in parts]))
         self.out = Linear(out["dense"].weight, out["dense"].bias)
         self.up, self.down = Linear(up.weight, up.bias), Linear(down.weight, down.bias)
 
@@ -123,7 +115,7 @@ class FusedBlock(nn.Module):
         outs: list[Any] = [own.to_out[0], image.to_out[0]]
         self.heads = own.heads
         self.norm1, self.norm2, self.norm3 = (LayerNorm(norm) for norm in (block.norm1, block.norm2, block.norm3))
-        self.qkv = Linear(_join(own.to_q, own.to_k, own.to_v), None)
+        self.qkv = Linear(join(own.to_q, own.to_k, own.to_v), None)
         self.to_q = Linear(image.to_q.weight, None)
         self.out1, self.out2 = (Linear(out.weight, out.bias) for out in outs)
         self.ff = FusedFeedForward(block.ff)
@@ -159,7 +151,7 @@ class FusedTripoSR(nn.Module):
         blocks: list[Any] = list(backbone.transformer_blocks)
         self.image_tokenizer = FusedImageTokenizer(image_tokenizer, image_size)
         self.plane_size = tokens.embeddings.shape[-1]
-        self.keys_values = Linear(_join(*(part for b in blocks for part in (b.attn2.to_k, b.attn2.to_v))), None)
+        self.keys_values = Linear(join(*(part for b in blocks for part in (b.attn2.to_k, b.attn2.to_v))), None)
         self.blocks = nn.ModuleList(FusedBlock(block) for block in blocks)
         start, queries = _before_the_image(tokens, backbone)
         self.start: Tensor
