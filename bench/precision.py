@@ -13,9 +13,9 @@ from unittest.mock import patch
 import torch
 
 from sv3d_fast import engine
+from sv3d_fast.mini.config import WEIGHTS
 from sv3d_fast.mini.evaluate import PSNR_CEILING, generate
 from sv3d_fast.model.weights import load_model
-from sv3d_fast.pipeline import EMBEDDED_WEIGHTS
 from sv3d_fast.prediction import PlainPrediction
 from sv3d_fast.scene.metrics import psnr
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write the bars to results")
     args = parser.parse_args()
     device = torch.device("cuda")
-    exact, half = (load_model(EMBEDDED_WEIGHTS, device=device, dtype=t) for t in (torch.float32, torch.float16))
+    exact, half = (load_model(WEIGHTS, device=device, dtype=t) for t in (torch.float32, torch.float16))
     exact.vae.float(), half.vae.float()  # the decoder is the same: what differs is the denoising
     sampler = replace(exact.config.sampler, steps=STEPS, sigma_min=SIGMA_MIN, max_guidance=GUIDANCE)
     side = exact.config.image_size

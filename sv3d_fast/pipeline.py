@@ -18,6 +18,7 @@ from .formats import GLB, PLY, further_files, plan_of
 from .generation import generating
 from .image import load_subject, read_picture
 from .info import chosen_implementations, versions
+from .mini.config import WEIGHTS as EMBEDDED_WEIGHTS
 from .model.weights import SV3DModel, load_model
 from .orbit_io import brings_cameras, load_orbit, save_orbit
 from .poses import read_orbit
@@ -40,7 +41,6 @@ from .video import MIN_FRAMES, OrbitVideo
 
 TIER = "exact"
 DECISIVE = 0.005  # gain in consistency from which an elevation found is believed; bodies of revolution stay below
-EMBEDDED_WEIGHTS = Path(__file__).parent / "mini" / "weights"
 EMBEDDED_RATIO = 0.85  # how the embedded model's training pictures were framed
 SHAPING = ("mc_resolution", "target_faces", "texture_resolution", "texture_format", "unlit")  # settings of mesh.glb
 WRITING = ("mesh_formats", "splat_formats", "height_mm", "texture_format")  # and of the further files

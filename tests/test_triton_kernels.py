@@ -77,8 +77,8 @@ TUNED = sorted(
 def test_matrix_products_compile_for_hopper(kind, size: Tiles, gelu):
     constants = {
         "TAPS": 3 if kind == "temporal_conv" else 1, "HAS_BIAS": True, "HAS_ROWS": False,
-        "HAS_RESIDUAL": kind != "geglu", "HAS_SCALE": kind == "temporal_conv", "GEGLU": kind == "geglu", "GELU": gelu, "BLOCK_M": size.m, "BLOCK_N": size.n,
-        "BLOCK_K": size.k, "GROUP": size.group, "PROGRAMS": 132,
+        "HAS_RESIDUAL": kind != "geglu", "HAS_SCALE": kind == "temporal_conv", "GEGLU": kind == "geglu", "GELU": gelu,
+        "BLOCK_M": size.m, "BLOCK_N": size.n, "BLOCK_K": size.k, "GROUP": size.group, "PROGRAMS": 132,
     }  # fmt: skip
     descriptors = {
         "a_desc": f"tensordesc<fp16[1,{size.m},{size.k}]>",

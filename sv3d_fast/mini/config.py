@@ -1,7 +1,10 @@
 """The configuration of the embedded model: SV3D_p's classes, 13.4 million parameters, 128² pictures."""
 
+from pathlib import Path
+
 from sv3d_fast.model.config import CLIPConfig, ModelConfig, SamplerConfig, UNetConfig, VAEConfig
 
+WEIGHTS = Path(__file__).parent / "weights"  # as the package ships them
 LATENT_CHANNELS = 8
 CONTEXT = 128
 

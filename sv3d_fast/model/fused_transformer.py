@@ -151,7 +151,7 @@ class FusedTransformer(nn.Module):
         return self.position_embedding(frames) + self.ff.left
 
     def forward(self, x: Tensor, contexts: tuple[Tensor, Tensor], positions: Tensor) -> Tensor:
-        """x: (B, T, h, w, c), overwritten. contexts: (B, c) of the spatial and the temporal attention. positions: (T, c)."""
+        """x: (B, T, h, w, c), overwritten; contexts: (B, c) of both attentions; positions: (T, c)."""
         b, t, h, w, c = x.shape
         shape, flat = (b, t, h * w), x.view(-1, c)
         tokens = self.proj_in(self.norm(x.view(b * t, h * w, c)).view(-1, c))
