@@ -152,7 +152,7 @@ def measure(truth: Truth, size: int, resolution: int) -> dict[str, float]:
 def measure_spoilt(
     truth: Truth, size: int, resolution: int, clean: dict[str, float], ways: Sequence[str]
 ) -> dict[str, tuple[float, bool]]:
-    """By way of spoiling the frames (of SPOILT): the dB that splats and mesh lose at novel views at most, and whether closed."""
+    """By way of spoiling the frames: the dB that splats and mesh lose at novel views at most, and whether closed."""
     video, unseen = truth.orbit(ORBIT, size), truth.orbit(novel_views(ORBIT), size)
     losses = {}
     for way in ways:

@@ -14,6 +14,7 @@ from sv3d_fast import events
 from sv3d_fast.video import OrbitVideo
 
 from .fit import fitting
+from .fit_step import side_stream
 from .splats import Splats
 
 
@@ -26,7 +27,7 @@ def fitting_batch(
     `fitting`, with the index of the video in front, and end the others' fits too.
     """
     place = torch.device(device) if device is not None else None
-    streams = [_stream(place or video.frames.device) for video in videos]
+    streams = [_stream(place or video.frames.device, index) for index, video in enumerate(videos)]
     made: dict[int, Splats] = {}
     waiting = deque((index, fitting(video, device=place, **options)) for index, video in enumerate(videos))
     while waiting:
@@ -54,10 +55,10 @@ def fit_batch(videos: Sequence[OrbitVideo], **options) -> list[Splats]:
     return events.finish(fitting_batch(videos, **options))
 
 
-def _stream(device: torch.device) -> torch.cuda.Stream | None:
+def _stream(device: torch.device, index: int) -> torch.cuda.Stream | None:
     """A stream that begins where the current one is; None on a CPU."""
     if device.type != "cuda":
         return None
-    stream = torch.cuda.Stream(device)
+    stream = side_stream(device, index + 1)
     stream.wait_stream(torch.cuda.current_stream(device))
     return stream

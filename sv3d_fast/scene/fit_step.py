@@ -5,6 +5,7 @@ tensor operations: launched one by one they take twice as long as they run. The 
 graphs, since the number of its tiles changes from step to step.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,6 +33,12 @@ class Weights:
     bend: float
     flatness: float
     opacity: float
+
+
+@functools.cache
+def side_stream(device: torch.device, index: int) -> torch.cuda.Stream:
+    """Stream number `index` that fits on a GPU run on, made once: cuBLAS keeps 64 MB for every stream it ever saw."""
+    return torch.cuda.Stream(device)
 
 
 class Schedule:
@@ -99,7 +106,7 @@ class Step:
         self.image = torch.zeros(views, self.size, self.size, 3 + CHANNELS, device=device)
         self.alpha = torch.zeros(views, self.size, self.size, 1, device=device)
         self.gradients: list[Tensor] = []
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = _stream(device)
         self._parts: list[Callable[[], None]] | None = None
 
     def __call__(self) -> None:
@@ -180,3 +187,11 @@ class Step:
         *parameters, _ = self.schedule.parameters  # the gains come last
         gradients = torch.autograd.grad((*self.inputs, self.own), parameters, (*self.gradients, None))
         self.schedule.move([*gradients, self.gains_gradient])
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream | None:
+    """The current stream of a GPU, or another where it is the default one, on which no graph can be captured."""
+    if device.type != "cuda":
+        return None
+    current = torch.cuda.current_stream(device)
+    return side_stream(device, 0) if current == torch.cuda.default_stream(device) else current
