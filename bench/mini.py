@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from sv3d_fast.camera import Orbit
-from sv3d_fast.mini.evaluate import ELEVATION, Score, contact_sheet, evaluate, generate, means
+from sv3d_fast.mini.evaluate import ELEVATION, Score, contact_sheet, evaluate, generate, means, reconstruction_psnr
 from sv3d_fast.mini.pack import Object, load_objects
 from sv3d_fast.mini.scenes import Stage
 from sv3d_fast.model.weights import SV3DModel, load_model
@@ -71,6 +71,8 @@ def main() -> None:
         gain = figures["psnr"] - figures["input_psnr"]
         record(ISSUE, "held-out psnr over showing the input", gain, "dB", ">= 3")
         record(ISSUE, "weights, all parts", size, "MB", "<= 28")
+        views = stage.standard(range(len(objects)), Orbit.static(ELEVATION))
+        record(ISSUE, "VAE, held-out renders", reconstruction_psnr(model.vae, views), "dB", ">= 32")
 
 
 def judge_scenes(model: SV3DModel, objects: Sequence[Object], device: torch.device, *, complete: bool) -> None:
