@@ -18,12 +18,12 @@ from sv3d_fast.mini.evaluate import Score, contact_sheet, means, write_scores
 from sv3d_fast.mini.optimise import Average, learning_rate
 from sv3d_fast.mini.pack import Entry, procedural_object, write_pack
 from sv3d_fast.mini.parallel import Workers, start_workers
-from sv3d_fast.mini.scenes import Stage, framed, random_orbit, random_shape, recolored
+from sv3d_fast.mini.scenes import Stage, framed, odds, random_orbit, random_shape, recolored
 from sv3d_fast.model.clip import CLIPImageTower
 from sv3d_fast.model.config import CLIPConfig
 from sv3d_fast.model.unet import SV3DUNet
 from sv3d_fast.model.vae import SV3DVAE
-from sv3d_fast.model.weights import SV3DModel, load_model
+from sv3d_fast.model.weights import SV3DModel, load_model, save_model
 
 CPU = torch.device("cpu")
 ALONE = Workers(0, 1, CPU)
@@ -143,6 +143,15 @@ def test_standard_views_are_the_objects_as_they_are(stage):
     both = stage.standard([2, 0], orbit)
     assert torch.equal(both.frames[1], stage.standard([0], orbit).frames[0])
     assert not torch.equal(both.frames[0], both.frames[1])
+
+
+def test_modelled_objects_have_their_share():
+    shares = odds([True, False, False, False, True, False])
+    assert shares.sum() == pytest.approx(1)
+    assert shares[[0, 4]].tolist() == pytest.approx([scenes.MODELLED_SHARE / 2] * 2)
+    assert shares[1] == shares[2] == shares[5] > 0
+    for alike in ([True] * 3, [False] * 3):
+        assert odds(alike).tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_stage_takes_arrays_that_cannot_be_written_to(recwarn):
@@ -458,6 +467,21 @@ def test_training_from_nothing_goes_on_and_scores(tiny_training, monkeypatch, ca
     assert (out / "scores_2_1.csv").exists()
 
 
+def test_training_starts_from_a_finished_model(tiny_training, monkeypatch, tmp_path):
+    arguments, out = tiny_training
+    torch.manual_seed(1)
+    model = SV3DModel(TINY, SV3DUNet(TINY.unet), SV3DVAE(TINY.vae), CLIPImageTower(TINY.clip))
+    save_model(model, tmp_path / "finished")
+    given = []
+    monkeypatch.setattr(train, "denoiser", lambda args, workers, vae, stage: given.append(vae))
+    train.main([*arguments, "--weights", str(tmp_path / "finished"), "--evaluate"])
+    assert not changed(given[0], {k: v.half().float() for k, v in model.vae.state_dict().items()})
+    network = make_denoiser()
+    train._fetch(network, out / "raw")
+    assert not changed(network.unet, {k: v.bfloat16().float() for k, v in model.unet.state_dict().items()})
+    assert not changed(network.tower, {k: v.bfloat16().float() for k, v in model.image_encoder.state_dict().items()})
+
+
 def test_half_a_checkpoint_is_refused(tiny_training):
     _, out = tiny_training
     out.mkdir()
@@ -478,6 +502,8 @@ def test_half_a_checkpoint_is_refused(tiny_training):
         (["vae"], ["--minutes-unet", "0"], "--minutes-unet: expected more than 0, since there is no"),
         ([], ["--minutes-unet", "-1"], "--minutes-unet: expected minutes, 0 or more, got -1"),
         ([], ["--minutes-unet", "nan"], "--minutes-unet: expected minutes"),
+        ([], ["--weights", "nowhere"], "--weights: no such folder: nowhere"),
+        (["raw"], ["--weights", "."], "--weights: expected a folder without vae/ and raw/"),
         ([], ["--batch", "0"], "--batch: expected at least 1, got 0"),
         ([], ["--capacity", "3"], "--capacity: expected a multiple of 2, got 3"),
         ([], ["--evaluate", "20"], "expected STEPS:GUIDANCE, such as 4:1.0, got '20'"),

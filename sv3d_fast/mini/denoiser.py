@@ -6,17 +6,21 @@ mean of all likely latents doesn't decode to the mean of all likely pictures.
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo
 from torch import nn
 
 from sv3d_fast.conditioning import vector
+from sv3d_fast.model.attention import VideoTransformer
+from sv3d_fast.model.blocks import ResBlock
 from sv3d_fast.model.clip import CLIPImageTower, preprocess
 from sv3d_fast.model.unet import SV3DUNet
-from sv3d_fast.model.vae import SV3DVAE
+from sv3d_fast.model.vae import SV3DVAE, Decoder
 
 from .autoencoder import pictures
 from .optimise import Average, optimise
@@ -26,7 +30,7 @@ from .scenes import Stage
 
 # The sampler takes few steps and the first decides where everything is, so most orbits are seen at its level, where
 # only the picture tells anything; the others' levels are log-normal (Karras et al. 2022, table 1).
-FIRST_STEP_SHARE = 0.85
+FIRST_STEP_SHARE = 0.9
 FIRST_STEP_SIGMA = (40.0, 80.0)
 LATENT_WEIGHT = 0.3  # of the latents' loss where the decoded frames have one too
 DECODED = 3  # frames of each orbit that are decoded
@@ -37,7 +41,7 @@ PEAK_RATE = 8e-4
 CHUNK = 16  # orbits rendered and encoded together
 FILL = 1024  # orbits in the cache before the first step
 SAVE_EVERY = 1000  # steps
-REFRESH = 4  # steps between two chunks: an orbit is seen about eight times
+SEEN = 8  # times that an orbit is trained on, about, before it makes room
 
 
 class Cache:
@@ -163,8 +167,13 @@ class Objective(nn.Module):
 def graphed(objective: Objective, example: tuple[torch.Tensor, ...]) -> Callable[..., tuple[torch.Tensor, ...]]:
     """The objective's forward and backward pass as CUDA graphs, for inputs shaped like `example`.
 
-    Launching the kernels of this network one by one takes nearly twice as long as running them.
+    Launching the kernels of this network one by one takes nearly twice as long as running them, and most of them only
+    move memory: the blocks are compiled, each kind and shape once, which costs less than compiling the whole.
     """
+    torch._dynamo.config.recompile_limit = 32  # of ResBlock, one for each pair of widths
+    for module in objective.modules():
+        if isinstance(module, (ResBlock, VideoTransformer, Decoder)):
+            module.compile(dynamic=False)
     return torch.cuda.make_graphed_callables(objective, example, allow_unused_input=True)  # type: ignore[return-value]
 
 
@@ -184,10 +193,12 @@ def train_denoiser(
 ) -> Denoiser:
     """Trains on `batch` orbits a step and process; returns the averaged weights.
 
+    minutes: of wall clock, what filling the cache and compiling take among them; a tenth at least is trained.
     vae: frozen, its latents normalised. capacity: orbits of the cache, filled up to FILL before the first step.
     seed: of the scenes and the noise; each process has its own stream of both. save: gets the averaged weights every
     SAVE_EVERY steps, so that a run that is cut off leaves something.
     """
+    began = time.monotonic()
     rng = np.random.default_rng([seed, workers.rank])
     generator = torch.Generator(stage.device).manual_seed(int(rng.integers(2**62)))
     cache = Cache(stage, vae, rng, capacity, denoiser.unet)
@@ -211,16 +222,17 @@ def train_denoiser(
         loss, figures = forward(*draw())
         return loss, dict(zip(("latents", "first", "psnr", "ssim", "iou"), figures, strict=True))
 
-    average = Average(denoiser)
+    average, refresh = Average(denoiser), max(1, SEEN * CHUNK // batch)
 
     def between(step: int) -> None:
-        if step % REFRESH == 0:
+        if step % refresh == 0:
             cache.add()
         if step % SAVE_EVERY == SAVE_EVERY - 1:
             save(average.module)
 
+    left = max(minutes / 10, minutes - (time.monotonic() - began) / 60)
     optimise(
-        denoiser, average, loss_of, workers=workers, minutes=minutes, peak=PEAK_RATE, log=log,
+        denoiser, average, loss_of, workers=workers, minutes=left, peak=PEAK_RATE, log=log,
         between=between, cooldown=cooldown,
     )  # fmt: skip
     return average.module

@@ -13,7 +13,7 @@ import torch
 from .parallel import Workers
 
 WARMUP = 200  # steps of linear growth of the learning rate
-COOLDOWN = 0.3  # share of the time over which the learning rate falls to zero, as a cosine
+COOLDOWN = 0.45  # share of the time over which the learning rate falls to zero, as a cosine
 CLIP = 1.0  # largest norm of the gradient
 HORIZON = 0.1  # of the average of the weights, as a share of the steps so far
 AGREE_EVERY = 10  # steps between two looks at the clock, which all processes have to wait for

@@ -22,6 +22,8 @@ from .shapes import make_shape
 
 POSITION_STEP = 1 / 32767  # coordinates lie in [-1, 1]
 FORMAT = 1
+PROCEDURAL = "procedural"  # the source of shapes.py's objects
+GENERATED = (PROCEDURAL, "pybullet")  # sources of objects that nobody modelled
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def procedural_object(seed: int, number: int) -> Object:
     shape = make_shape(np.random.default_rng([seed, 2, number]))
     vertices, faces, normals = shade_smoothly(fit_to_frame(shape.vertices), shape.faces)
     return Object(
-        name=shape.kind, key=f"procedural#{seed}-{number}", source="procedural", category=shape.kind, creator="",
+        name=shape.kind, key=f"procedural#{seed}-{number}", source=PROCEDURAL, category=shape.kind, creator="",
         licence="", split="train", vertices=vertices, faces=faces, uvs=shape.uvs, texture=shape.texture,
         normals=normals,
     )  # fmt: skip

@@ -10,11 +10,14 @@ import torch
 from sv3d_fast.camera import FRAMES, Orbit
 from sv3d_fast.kernels.mesh_raster import mesh_render_batch
 
-from .pack import Object
+from .pack import GENERATED, Object
 
 SUPERSAMPLE = 2
 LIGHTS = 3
 TEXTURE = 256  # pixels along a side, for all objects
+MODELLED_SHARE = 0.5  # of the scenes: objects that somebody modelled, few beside the generated ones
+EXCHANGED_SHARE = 0.3  # of the textures, whose channels are exchanged: more hues, but no wood is blue
+STANDARD_SHARE = 0.25  # of the scenes, in the light of every evaluation
 # The light of every evaluation: soft, with a key from the front left above and a fill from the right.
 STANDARD_LIGHTS = ((0.62, 0.48, 0.62, 0.45), (0.35, -0.85, 0.4, 0.18), (0.0, 0.0, 1.0, 0.0))
 STANDARD_AMBIENT = 0.6
@@ -46,6 +49,7 @@ class Stage:
         self.uvs = [torch.tensor(o.uvs, device=device) for o in objects]
         self.normals = [torch.tensor(o.normals, device=device) for o in objects]
         self.textures = torch.stack([_texture(o.texture, device) for o in objects])
+        self.odds = odds([o.source not in GENERATED for o in objects])
 
     def render(
         self,
@@ -96,7 +100,7 @@ class Stage:
 
     def random(self, count: int, rng: np.random.Generator) -> Views:
         """`count` random objects, posed, stretched, mirrored, recoloured and lit at random."""
-        chosen = rng.integers(len(self.objects), size=count).tolist()
+        chosen = rng.choice(len(self.objects), size=count, p=self.odds).tolist()
         orbits = [random_orbit(rng) for _ in chosen]
         shapes = [random_shape(rng).to(self.device, non_blocking=True) for _ in chosen]
         vertices = [
@@ -108,13 +112,26 @@ class Stage:
             for i, shape in zip(chosen, shapes, strict=True)
         ]
         textures = recolored(self.textures[chosen], rng)
-        lights = np.stack([random_lights(rng) for _ in chosen])
-        return self.render(chosen, orbits, vertices, normals, textures, lights, rng.uniform(0.5, 0.85, count))
+        standard = rng.random(count) < STANDARD_SHARE
+        lights = np.stack([STANDARD_LIGHTS if s else random_lights(rng) for s in standard])
+        ambient = np.where(standard, STANDARD_AMBIENT, rng.uniform(0.5, 0.85, count))
+        return self.render(chosen, orbits, vertices, normals, textures, lights, ambient)
+
+
+def odds(modelled: Sequence[bool]) -> np.ndarray:
+    """(N,) how likely each object is to be chosen: MODELLED_SHARE for the modelled ones, if there are others too."""
+    flags = np.array(modelled)
+    count = int(flags.sum())
+    if count in (0, len(flags)):
+        return np.full(len(flags), 1 / len(flags))
+    return np.where(flags, MODELLED_SHARE / count, (1 - MODELLED_SHARE) / (len(flags) - count))
 
 
 def random_orbit(rng: np.random.Generator, frames: int = FRAMES) -> Orbit:
     """Static, sinusoidal or irregular, input elevation in -5..40 degrees (the ranges of the paper, appendix B)."""
-    elevation, kind = rng.uniform(-5, 40), rng.random()
+    # half the pictures are taken from slightly above, as products are
+    elevation = np.clip(rng.normal(12, 8), -5, 40) if rng.random() < 0.5 else rng.uniform(-5, 40)
+    kind = rng.random()
     if kind < 0.5:
         return Orbit.static(elevation, frames)
     if kind < 0.8:
@@ -164,10 +181,10 @@ def framed(vertices: torch.Tensor, orbit: Orbit, fill: float) -> torch.Tensor:
 
 
 def recolored(textures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Textures (O, R, R, 3) uint8, each with its gain and gamma varied, half of them with their channels exchanged."""
+    """Textures (O, R, R, 3) uint8, each with its gain and gamma varied, some with their channels exchanged."""
     gammas, mixes = np.exp(rng.normal(0, 0.15, len(textures))), []
     for _ in textures:
-        mix = np.eye(3)[rng.permutation(3)] if rng.random() < 0.5 else np.eye(3)
+        mix = np.eye(3)[rng.permutation(3)] if rng.random() < EXCHANGED_SHARE else np.eye(3)
         mixes.append(mix * rng.uniform(0.75, 1.15) * rng.uniform(0.92, 1.08, (1, 3)))
     gamma = _numbers(gammas, textures.device)[:, None, None, None]
     gains = _numbers(np.stack(mixes), textures.device)[:, None]

@@ -9,6 +9,7 @@ Without torchrun it runs in one process. Two stages, the VAE and then the UNet w
     *.jpg      held-out objects, truth above and generated below
 
 A later run with the same folder goes on from vae/ and raw/; only the optimiser's moments and the average start anew.
+--weights fills both from a finished model, such as the one that ships: sv3d_fast/mini/weights.
 The UNet was trained on the VAE's latents, so --minutes-vae then trains the decoder alone. To train for a few hours in
 pieces, give all but the last piece --no-cooldown. `--minutes-unet 0` only scores weights/. Where files must be small
 on their way from one machine to the next, --shard-size cuts all weights into numbered parts; every reader takes
@@ -58,6 +59,13 @@ def _fetch(module: torch.nn.Module, folder: Path) -> None:
     store = TensorStore(sorted(folder.glob("*.safetensors")))
     check(folder, [Part(folder.name, module, store, {})], lambda name: False)
     module.load_state_dict({name: store.get(name).float() for name in store.shapes})
+
+
+def begin_from(weights: Path, output: Path, shard_size: str) -> None:
+    """Makes vae/ and raw/ in `output` from a finished model."""
+    model = load_model(weights)
+    _store(model.vae, output / "vae", torch.float16, shard_size)
+    _store(Denoiser(model.unet, model.image_encoder), output / "raw", torch.bfloat16, shard_size)
 
 
 def autoencoder(args: argparse.Namespace, workers: Workers, train: Stage, held_out: Stage) -> SV3DVAE:
@@ -143,6 +151,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     )
     parser.add_argument("--data", type=Path, required=True, help="pack written by sv3d_fast.mini.data")
     parser.add_argument("--output", type=Path, required=True, help="folder of weights, logs and pictures")
+    parser.add_argument("--weights", type=Path, help="finished weights to go on from, in a folder without vae/ and raw/")
     parser.add_argument("--minutes-vae", type=float, help=f"{VAE_MINUTES:g} without a VAE in the folder, else 0")
     parser.add_argument("--minutes-unet", type=float, default=20, help="0: only evaluate the weights in the folder")
     parser.add_argument("--batch-vae", type=int, default=32, help="pictures a step and process")
@@ -157,7 +166,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
         type=_evaluation, help="score held-out objects so, as the model is configured by default; no value: don't",
     )  # fmt: skip
     args = parser.parse_args(arguments)
-    has_vae = (args.output / "vae").exists()
+    has_vae = (args.output / "vae").exists() or args.weights is not None
     if args.minutes_vae is None:
         args.minutes_vae = 0.0 if has_vae else VAE_MINUTES
     for name in ("minutes_vae", "minutes_unet"):
@@ -172,6 +181,10 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
         parser.error(
             f"--data: no such file: {args.data}; `python -m sv3d_fast.mini.data --output {args.data}` makes it"
         )
+    if args.weights is not None and not args.weights.is_dir():
+        parser.error(f"--weights: no such folder: {args.weights}")
+    if args.weights is not None and any((args.output / name).exists() for name in ("vae", "raw")):
+        parser.error(f"--weights: expected a folder without vae/ and raw/, got {args.output}")
     if args.minutes_vae > 0 and (args.output / "raw").exists() and not has_vae:
         parser.error(f"--minutes-vae: expected 0, since the vae that {args.output / 'raw'} was trained on is not there")
     if args.minutes_vae == 0 and args.minutes_unet > 0 and not has_vae:
@@ -195,6 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     held_out = Stage(load_objects(args.data, split="held_out"), MINI.image_size, workers.device)
     if workers.first:
         print(f"{len(train.objects)} training objects, {len(held_out.objects)} held out", flush=True)
+    if args.weights is not None:
+        if workers.first:
+            begin_from(args.weights, args.output, args.shard_size)
+        workers.agree(0.0)  # the files are there
     if args.minutes_vae > 0 or args.minutes_unet > 0:
         vae = autoencoder(args, workers, train, held_out)
     if args.minutes_unet > 0:
