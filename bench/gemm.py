@@ -149,7 +149,7 @@ def main() -> None:
     until = time.monotonic() + args.seconds
     cases = products()
     torch.backends.cuda.matmul.allow_tf32 = False
-    with ProcessPoolExecutor(12, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(6, mp_context=get_context("spawn")) as pool:
         compiling = pool.map(warm, range(len(cases)))
         ways = passing()
         list(compiling)

@@ -19,6 +19,7 @@ from sv3d_fast.kernels.hopper_gemm import WAYS, HopperTiles, fits, hopper_gemm
 
 LIMIT = 1e-3  # of each value's error: relative to it, plus relative to all values' root mean square
 SECONDS = 60
+TOGETHER = 6  # processes; each needs up to 4 GB of the GPU
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ PROBLEMS = (
     Problem(1, 1, 64, 16, bias=True, geglu=True),
     Problem(1, 45, 40, 48, bias=True, geglu=True),
     Problem(1, 301, 320, 2560, geglu=True),
-    Problem(1, 40003, 320, 2560, bias=True, geglu=True),
+    Problem(1, 20011, 320, 2560, bias=True, geglu=True),
     Problem(1, 5003, 640, 1296, bias=True, geglu=True),
     Problem(2, 45, 40, 48, 3, 9, bias=True, rows=10),
     Problem(1, 1, 64, 64, 3, 1),
@@ -158,8 +159,8 @@ def check_apart(index: int) -> tuple[bool, str]:
 
 
 def passing() -> list[HopperTiles]:
-    """The ways that are right, all of them checked side by side; prints one line each."""
-    with ThreadPoolExecutor(len(WAYS)) as pool:
+    """The ways that are right, several checked side by side; prints one line each."""
+    with ThreadPoolExecutor(TOGETHER) as pool:
         answers = list(pool.map(check_apart, range(len(WAYS))))
     for tiles, (good, said) in zip(WAYS, answers, strict=True):
         print(f"{'right' if good else 'WRONG'} {tiles}: {said}", flush=True)
