@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sv3d_fast.kernels import gemm, tiles
+from sv3d_fast.kernels import gemm, hopper_gemm, tiles
 from sv3d_fast.kernels.op import Implementation, Op
 
 
@@ -26,6 +26,7 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     how = tiles.choose("geglu", x.device, len(x), len(weight), x.shape[-1])
+    assert how is not None  # or else why_not has said so
     return gemm.gemm(x[None], weight, bias, how, geglu=True)[0]
 
 
@@ -34,6 +35,17 @@ def _why_not_fused(x: Tensor, weight: Tensor, bias: Tensor) -> list[str]:
     if not reasons and tiles.choose("geglu", x.device, len(x), len(weight), x.shape[-1]) is None:
         reasons.append("cuBLAS was measured to be faster at this shape")
     return reasons
+
+
+def _hopper(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    how = tiles.choose_hopper("geglu", len(x), len(weight), x.shape[-1])
+    assert how is not None  # or else why_not has said so
+    return hopper_gemm.hopper_gemm(x[None], weight, bias, how, geglu=True)[0]
+
+
+def _why_not_hopper(x: Tensor, weight: Tensor, bias: Tensor) -> list[str]:
+    reasons = hopper_gemm.why_not(x, weight, bias)
+    return reasons or tiles.why_not_hopper("geglu", len(x), len(weight), x.shape[-1])
 
 
 def _examples(device: str):
@@ -49,7 +61,10 @@ def _examples(device: str):
 geglu = Op(
     name="geglu",
     reference=reference,
-    implementations=[Implementation("triton", _fused, _why_not_fused)],
+    implementations=[
+        Implementation("cuda", _hopper, _why_not_hopper),
+        Implementation("triton", _fused, _why_not_fused),
+    ],
     examples=_examples,
     tolerance=1e-3,  # 16-bit rounding of the result
     source="Shazeer 2020, GLU Variants Improve Transformer",

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sv3d_fast.kernels import gemm, tiles
+from sv3d_fast.kernels import gemm, hopper_gemm, tiles
 from sv3d_fast.kernels.op import Implementation, Op
 
 
@@ -49,6 +49,22 @@ def _why_not_fused(x, weight, bias=None, residual=None, rows=None, gelu=False, i
     return reasons
 
 
+def _hopper(x, weight, bias=None, residual=None, rows=None, gelu=False, inplace=False):
+    how = tiles.choose_hopper("linear", len(x), len(weight), x.shape[-1])
+    assert how is not None  # or else why_not has said so
+    residual = None if residual is None else residual[None]
+    return hopper_gemm.hopper_gemm(
+        x[None], weight, bias, how, rows=rows, residual=residual, gelu=gelu, inplace=inplace
+    )[0]
+
+
+def _why_not_hopper(x, weight, bias=None, residual=None, rows=None, gelu=False, inplace=False) -> list[str]:
+    reasons = hopper_gemm.why_not(x, weight, bias, residual, rows)
+    if rows is not None and len(x) % len(rows):
+        reasons.append(f"{len(rows)} rows don't divide {len(x)}")
+    return reasons or tiles.why_not_hopper("linear", len(x), len(weight), x.shape[-1])
+
+
 def _library(x, weight, bias=None, residual=None, rows=None, gelu=False, inplace=False):
     if residual is None or gelu:
         y = F.linear(x, weight, bias)
@@ -82,6 +98,7 @@ linear = Op(
     name="linear",
     reference=reference,
     implementations=[
+        Implementation("cuda", _hopper, _why_not_hopper),
         Implementation("triton", _fused, _why_not_fused),
         Implementation("cublas", _library, _why_not_library),
     ],

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sv3d_fast.kernels import gemm, tiles
+from sv3d_fast.kernels import gemm, hopper_gemm, tiles
 from sv3d_fast.kernels.op import Implementation, Op
 
 
@@ -29,20 +29,34 @@ def reference(
     return y.contiguous() if residual is None else y + residual
 
 
-def _fused(x, weight, bias=None, rows=None, residual=None, scale=None):
+def _with(product, how, x, weight, bias, rows, residual, scale):
     b, t, p, c = x.shape
     n = len(weight)
-    out = gemm.gemm(
-        x.view(b, t * p, c), weight.flatten(1), bias, tiles.choose("temporal_conv", x.device, b * t * p, n, c),
-        taps=3, shift=p,
+    out = product(
+        x.view(b, t * p, c), weight.flatten(1), bias, how, taps=3, shift=p,
         rows=None if rows is None else rows.reshape(b * t, n),
         residual=None if residual is None else residual.reshape(b, t * p, n), scale=scale,
     )  # fmt: skip
     return out.view(b, t, p, n)
 
 
+def _fused(x, weight, bias=None, rows=None, residual=None, scale=None):
+    how = tiles.choose("temporal_conv", x.device, x.numel() // x.shape[-1], len(weight), x.shape[-1])
+    return _with(gemm.gemm, how, x, weight, bias, rows, residual, scale)
+
+
 def _why_not_fused(x, weight, bias=None, rows=None, residual=None, scale=None) -> list[str]:
     return gemm.why_not(x, weight, bias, rows, residual, scale)
+
+
+def _hopper(x, weight, bias=None, rows=None, residual=None, scale=None):
+    how = tiles.choose_hopper("temporal_conv", x.numel() // x.shape[-1], len(weight), x.shape[-1])
+    return _with(hopper_gemm.hopper_gemm, how, x, weight, bias, rows, residual, scale)
+
+
+def _why_not_hopper(x, weight, bias=None, rows=None, residual=None, scale=None) -> list[str]:
+    reasons = hopper_gemm.why_not(x, weight, bias, rows, residual, scale)
+    return reasons or tiles.why_not_hopper("temporal_conv", x.numel() // x.shape[-1], len(weight), x.shape[-1])
 
 
 def _examples(device: str):
@@ -61,7 +75,10 @@ def _examples(device: str):
 temporal_conv = Op(
     name="temporal_conv",
     reference=reference,
-    implementations=[Implementation("triton", _fused, _why_not_fused)],
+    implementations=[
+        Implementation("cuda", _hopper, _why_not_hopper),
+        Implementation("triton", _fused, _why_not_fused),
+    ],
     examples=_examples,
     tolerance=1e-3,  # 16-bit rounding of the result
     source="Blattmann et al. 2023, Stable Video Diffusion: the temporal residual blocks",

@@ -1,4 +1,4 @@
-"""Which tiles each matrix product uses: found offline by `bench/tune.py`, never at run time.
+"""Which tiles each matrix product uses: found offline by `bench/tune.py` and `bench/gemm.py`, never at run time.
 
 A table belongs to the GPU architecture that it was measured on. Row counts between those measured take the nearest;
 a product or a GPU without an entry takes a size that is safe everywhere, and `sv3d-fast info` says so.
@@ -8,11 +8,14 @@ import functools
 import json
 import math
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from sv3d_fast.kernels.gemm import Tiles
+from sv3d_fast.kernels.hopper_gemm import HopperTiles
 
+T = TypeVar("T")
 SAFE = Tiles(128, 128, 64, warps=8, stages=3)
 
 
@@ -38,6 +41,32 @@ def choose(kind: str, device: torch.device, m: int, n: int, k: int) -> Tiles | N
     if device.type != "cuda":
         return Tiles(32, 32, 16)  # interpreted
     sizes = table(torch.cuda.get_device_capability(device)).get((kind, n, k))
-    if not sizes:
-        return SAFE
+    return _nearest(sizes, m) if sizes else SAFE
+
+
+@functools.cache
+def hopper_table() -> dict[tuple[str, int, int], dict[int, HopperTiles | None]]:
+    """Per (kind, columns, depth) the tiles of `hopper_gemm` for each number of rows, None where others are faster."""
+    path = Path(__file__).with_name("hopper_tiles.json")
+    found: dict[tuple[str, int, int], dict[int, HopperTiles | None]] = {}
+    for key, value in json.loads(path.read_text()).items():
+        kind, m, n, k = key.split()
+        found.setdefault((kind, int(n), int(k)), {})[int(m)] = None if value is None else HopperTiles(**value)
+    return found
+
+
+def choose_hopper(kind: str, m: int, n: int, k: int) -> HopperTiles | None:
+    """As `choose`, for `hopper_gemm`; None where something else is faster, or nothing was measured."""
+    sizes = hopper_table().get((kind, n, k))
+    return _nearest(sizes, m) if sizes else None
+
+
+def why_not_hopper(kind: str, m: int, n: int, k: int) -> list[str]:
+    """The reason why `choose_hopper` has none, if so."""
+    if choose_hopper(kind, m, n, k) is not None:
+        return []
+    return ["another implementation was measured to be faster at this shape, or none was measured"]
+
+
+def _nearest(sizes: dict[int, T], m: int) -> T:
     return sizes[min(sizes, key=lambda size: abs(math.log(size / m)))]

@@ -1,0 +1,102 @@
+// The matrix product on Hopper GPUs, from Python: checks, and the choice among the ways of cutting it.
+#include "gemm_launch.h"
+
+namespace sv3d::gemm {
+namespace {
+
+using Optional = tvm::ffi::Optional<TensorView>;
+constexpr int64_t MAX_EXTENT = int64_t{1} << 31;
+
+/// Pointer to a contiguous float16 tensor of this many values whose start is a multiple of `alignment` bytes.
+void* halves(const TensorView& t, const char* name, int64_t count, uintptr_t alignment) {
+  const DLDataType d = t.dtype();
+  if (t.device().device_type != kDLCUDA || d.code != kDLFloat || d.bits != 16 || d.lanes != 1 || !t.IsContiguous())
+    fail(std::string(name) + ": expected contiguous float16 on a CUDA device");
+  int64_t values = 1;
+  for (int i = 0; i < t.ndim(); ++i) values *= t.size(i);
+  if (values != count)
+    fail(std::string(name) + ": expected " + std::to_string(count) + " values, got " + std::to_string(values));
+  if (reinterpret_cast<uintptr_t>(t.data_ptr()) % alignment)
+    fail(std::string(name) + ": expected a start at a multiple of " + std::to_string(alignment) + " bytes");
+  return t.data_ptr();
+}
+
+const void* halves(const Optional& t, const char* name, int64_t count, uintptr_t alignment) {
+  return t.has_value() ? halves(t.value(), name, count, alignment) : nullptr;
+}
+
+using Launch = void (*)(const void*, const void*, Product, int, cudaStream_t);
+
+/// A way of cutting the product: `height` rows of a block at once (streamed) or of a warp group (resident).
+struct Way {
+  int64_t height, columns, resident, cluster;
+  Launch plain, gated;
+};
+
+template <int Columns, int Rows, int Stages, int Resident = 0, int Cluster = 1>
+constexpr Way way() {
+  return {Resident ? Rows : 2 * Rows,
+          Columns,
+          Resident ? 1 : 0,
+          Cluster,
+          launch<Columns, Rows, Stages, Resident, Cluster, false>,
+          launch<Columns, Rows, Stages, Resident, Cluster, true>};
+}
+
+constexpr Way WAYS[] = {
+    way<256, 64, 4>(),        way<192, 64, 5>(),       way<160, 64, 5>(),       way<160, 128, 4>(),
+    way<128, 128, 4>(),       way<256, 64, 4, 0, 2>(), way<192, 64, 5, 0, 2>(), way<160, 128, 4, 0, 2>(),
+    way<128, 128, 4, 0, 2>(), way<256, 64, 3, 5>(),    way<160, 64, 5, 5>(),    way<128, 64, 3, 10>(),
+};
+
+}  // namespace
+
+/// x (orbits, length, k), weight (n, taps * k), bias (n,), rows (groups, width), residual as out, scale (1,), out
+/// (orbits, length, width); width is n, or n / 2 with geglu. Raises ValueError for what it can't take.
+void multiply(TensorView x, TensorView weight, Optional bias, Optional rows, Optional residual, Optional scale,
+              TensorView out, int64_t taps, int64_t shift, bool geglu, bool gelu, int64_t height, int64_t columns,
+              bool resident, int64_t cluster, int64_t band, int64_t lag) {
+  if (x.ndim() != 3 || weight.ndim() != 2) fail("x, weight: expected three and two dimensions");
+  const int64_t orbits = x.size(0), length = x.size(1), k = x.size(2), n = weight.size(0), width = geglu ? n / 2 : n;
+  if (taps < 1 || taps % 2 == 0 || weight.size(1) != taps * k) fail("weight: expected (n, taps * k), taps odd");
+  if (k < 8 || k % 8 || n < 16 || n % (geglu ? 16 : 8)) fail("k, n: expected multiples of 8, n of 16 with geglu");
+  if (orbits * length >= MAX_EXTENT || n >= MAX_EXTENT || taps * k >= MAX_EXTENT) fail("x, weight: too large");
+  if (geglu && (rows.has_value() || residual.has_value() || scale.has_value() || gelu))
+    fail("geglu: expected nothing but a bias with it");
+  if (band < 1 || lag < 0) fail("band, lag: expected at least 1 and 0");
+  const int64_t count = orbits * length;
+  if (count == 0) return;
+  Product p{};
+  const void* a = halves(x, "x", count * k, 16);
+  const void* b = halves(weight, "weight", n * taps * k, 16);
+  p.bias = halves(bias, "bias", n, 4);
+  p.residual = halves(residual, "residual", count * width, 16);
+  p.scale = halves(scale, "scale", 1, 2);
+  p.out = halves(out, "out", count * width, 16);
+  p.row_period = 1;
+  if (rows.has_value()) {
+    const int64_t sets = rows.value().size(0);
+    if (sets < 1 || count % sets) fail("rows: expected a divisor of the number of rows of x");
+    p.rows = halves(rows, "rows", sets * width, 4), p.row_period = static_cast<int>(count / sets);
+  }
+  p.orbits = static_cast<int>(orbits), p.length = static_cast<int>(length), p.k = static_cast<int>(k);
+  p.n = static_cast<int>(n), p.width = static_cast<int>(width);
+  p.taps = static_cast<int>(taps), p.shift = static_cast<int>(shift);
+  p.band = static_cast<int>(band), p.lag = static_cast<int>(lag), p.gelu = gelu;
+  const Way* found = std::find_if(std::begin(WAYS), std::end(WAYS), [&](const Way& way) {
+    return way.height == height && way.columns == columns && way.resident == resident && way.cluster == cluster;
+  });
+  if (found == std::end(WAYS))
+    fail("tiles: no kernel was compiled for " + std::to_string(height) + " x " + std::to_string(columns));
+  tvm::ffi::CUDADeviceGuard guard(x.device().device_id);
+  int major = 0, multiprocessors = 0;
+  TVM_FFI_CHECK_CUDA_ERROR(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, x.device().device_id));
+  if (major != 9) fail("x: expected a GPU of compute capability 9.0");
+  TVM_FFI_CHECK_CUDA_ERROR(
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, x.device().device_id));
+  (geglu ? found->gated : found->plain)(a, b, p, multiprocessors, stream_of(x));
+}
+
+}  // namespace sv3d::gemm
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(gemm_multiply, sv3d::gemm::multiply);

@@ -1,0 +1,101 @@
+"""The matrix product of `gemm.py` in CUDA for Hopper, where loading, products and what follows them overlap.
+
+One warp group loads tiles, two multiply, and one of them stores while the other multiplies; see csrc/gemm_kernel.h.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sv3d_fast.kernels import native
+
+
+@dataclass(frozen=True)
+class HopperTiles:
+    """How the product is cut; a way that csrc/gemm.cu has compiled.
+
+    height, columns: of a block's tile, or of a warp group's where the weight is `resident`, that is stays in shared
+    memory. cluster: blocks, 1 or 2, that load the weight together. band: strips of rows (or pairs of them, with a
+    cluster) that go through all columns together. lag: chunks of 64 channels by which one warp group follows the
+    other, so that only one of them stores at a time.
+    """
+
+    height: int
+    columns: int
+    resident: bool = False
+    cluster: int = 1
+    band: int = 8
+    lag: int = 2
+
+
+WAYS = (
+    HopperTiles(128, 256),
+    HopperTiles(128, 192),
+    HopperTiles(128, 160),
+    HopperTiles(256, 160),
+    HopperTiles(256, 128),
+    HopperTiles(128, 256, cluster=2),
+    HopperTiles(128, 192, cluster=2),
+    HopperTiles(256, 160, cluster=2),
+    HopperTiles(256, 128, cluster=2),
+    HopperTiles(64, 256, resident=True),
+    HopperTiles(64, 160, resident=True),
+    HopperTiles(64, 128, resident=True),
+)
+RESIDENT_CHUNKS = {256: 5, 160: 5, 128: 10}  # of 64 channels, by columns: what fits in shared memory
+
+
+def fits(tiles: HopperTiles, n: int, k: int, taps: int, multiprocessors: int) -> bool:
+    """Whether these tiles can work on a weight (n, taps * k)."""
+    if not tiles.resident:
+        return True
+    chunks, blocks = taps * -(-k // 64), -(-n // tiles.columns)
+    return chunks <= RESIDENT_CHUNKS[tiles.columns] and blocks <= multiprocessors
+
+
+def why_not(x: Tensor, weight: Tensor, *others: Tensor | None) -> list[str]:
+    """Reasons why the kernel can't run on these operands. x: (..., K), weight: (N, ...)."""
+    given = [t for t in (x, weight, *others) if t is not None]
+    reasons = native.why_not("cuda", x)
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) != (9, 0):
+        reasons.append("needs a GPU of compute capability 9.0")
+    if any(t.dtype != torch.float16 for t in given):
+        reasons.append("float16 tensors only")
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        reasons.append("forward only, and a gradient is asked for")
+    if x.shape[-1] % 8 or len(weight) % 16:
+        reasons.append(f"channels in multiples of 8 to 16 only, got {x.shape[-1]} to {len(weight)}")
+    if not all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in given):
+        reasons.append("contiguous operands that start at a multiple of 16 bytes only")
+    return reasons
+
+
+def hopper_gemm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tiles: HopperTiles,
+    *,
+    taps: int = 1,
+    shift: int = 0,
+    rows: Tensor | None = None,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    geglu: bool = False,
+    gelu: bool = False,
+    inplace: bool = False,
+) -> Tensor:
+    """As `gemm.gemm`, for float16 on a Hopper GPU. Raises ValueError for operands and tiles that it can't take."""
+    orbits, length, _ = x.shape
+    x, weight = x.detach(), weight.detach()
+    bias, rows, scale = (None if t is None else t.detach() for t in (bias, rows, scale))
+    if inplace and residual is not None:
+        out = residual
+    else:
+        out = x.new_empty(orbits, length, len(weight) // 2 if geglu else len(weight))
+    native.load("cuda").gemm_multiply(
+        x, weight, bias, rows, residual, scale, out, taps, shift, geglu, gelu,
+        tiles.height, tiles.columns, tiles.resident, tiles.cluster, tiles.band, tiles.lag,
+    )  # fmt: skip
+    return out
