@@ -283,7 +283,10 @@ def test_library_is_filtered_turned_and_attributed(tmp_path):
     text = "\n".join(lines)
     path = tmp_path / "Scopia.sh3f"
     properties = ""
-    for i, (name, category) in enumerate([("Egg", "Kitchen"), ("Man", "Characters"), ("Plain", "Kitchen")], 1):
+    # of one colour: fit for training, not for being held out
+    assert [data.split_of(name) for name in ("Plain", "Lamp")] == ["train", "held_out"]
+    names = [("Egg", "Kitchen"), ("Man", "Characters"), ("Plain", "Kitchen"), ("Lamp", "Kitchen")]
+    for i, (name, category) in enumerate(names, 1):
         properties += (
             f"id#{i}=S#{i}\nname#{i}={name}\ncategory#{i}={category}\nmodel#{i}=/a/{name}.obj\ncreator#{i}=Me\n"
         )
@@ -291,10 +294,11 @@ def test_library_is_filtered_turned_and_attributed(tmp_path):
         file.writestr("PluginFurnitureCatalog.properties", properties + "modelRotation#1=1 0 0 0 0 1 0 -1 0\n")
         file.writestr("a/Egg.obj", text)
         file.writestr("a/Man.obj", text)
-        file.writestr("a/Plain.obj", text.replace("usemtl glass", ""))
+        for plain in ("Plain", "Lamp"):
+            file.writestr(f"a/{plain}.obj", text.replace("usemtl glass", ""))
         file.writestr("a/M.MTL", MTL)
     models = list(catalogue.read_library(path))
-    assert [m.title for m in models] == ["Egg"]
+    assert [m.title for m in models] == ["Egg", "Plain"]
     assert np.ptp(models[0].mesh.vertices, axis=0) == pytest.approx([2, 6, 4], abs=0.1)
     entry = data.to_entry(models[0])
     assert entry.creator == "Me"

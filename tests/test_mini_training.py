@@ -114,6 +114,29 @@ def test_random_shapes_are_turned_and_stretched_about_the_vertical():
     assert (shapes[:, 2, 2] > 0).all()  # never upside down
 
 
+def test_bends_change_proportions_and_keep_normals_upright():
+    """Normals of the bent surface by differences of points that were bent with it."""
+    rng = np.random.default_rng(3)
+    points = torch.from_numpy(rng.uniform(-1, 1, (64, 3)))
+    points[:2] = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])  # the box stays when neighbours are bent
+    normal = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(64, 3))), dim=-1)
+    bends = scenes.random_bends(rng, 8).double()
+    assert bends.abs().sum(2).max() <= 0.7 + 1e-6
+    for bend in bends:
+        moved, turned = scenes.bent_along(points, normal, bend)
+        assert not torch.allclose(moved, points, atol=0.01)
+        assert (moved[points[:, 0].argsort(), 0].diff() >= 0).all()  # nothing is folded over
+        for axis in torch.linalg.qr(normal[:, :, None], mode="complete")[0][:, :, 1:].unbind(2):  # along the surface
+            inner = points[2:] * 0.9
+            ends = [
+                scenes.bent_along(torch.cat([points[:2], inner + s * axis[2:]]), normal, bend)[0] for s in (-1e-5, 1e-5)
+            ]
+            along = torch.nn.functional.normalize((ends[1] - ends[0])[2:], dim=-1)
+            there = scenes.bent_along(torch.cat([points[:2], inner]), normal, bend)[1][2:]
+            assert float((along * there).sum(1).abs().max()) < 1e-4
+        torch.testing.assert_close(turned.norm(dim=1), torch.ones(64).double())
+
+
 def test_random_orbits_stay_in_range():
     rng = np.random.default_rng(1)
     for _ in range(60):
@@ -253,6 +276,7 @@ def test_denoiser_trains(stage, tmp_path):
         stage,
         ALONE,
         minutes=1e-6,
+        peak=1e-3,
         batch=2,
         capacity=4,
         log=tmp_path / "unet.csv",

@@ -19,9 +19,13 @@ LIBRARIES = {  # file name: (short name, licence)
     "KatorLegaz.sh3f": ("Kator Legaz", "CC-BY-3.0-US"),
     "Scopia.sh3f": ("Scopia", "CC-BY-3.0"),
 }
-UNSUITED = ("Characters", "Doors and windows", "Staircases")
+CHARACTERS = "Characters"
+UNSUITED = (CHARACTERS, "Doors and windows", "Staircases")
 FACES = (200, 100_000)
 FLATNESS = 0.15  # shortest side of the bounding box over the longest
+# what can still be learnt from: flatter and cruder ones, and those of one colour
+USABLE_FACES = (50, 200_000)
+USABLE_FLATNESS = 0.04
 HELD_OUT = 8  # one name in eight
 
 
@@ -55,23 +59,38 @@ def read_properties(text: str) -> list[dict[str, str]]:
 
 def suited(mesh: ObjModel) -> bool:
     """Whether a mesh makes a good subject of an orbit: not flat, neither crude nor huge, not of one colour."""
-    extents = np.ptp(mesh.vertices[np.unique(mesh.faces)], axis=0)
     seen = [mesh.palette[i] for i in np.unique(mesh.materials)]
     colorful = any(m.texture for m in seen) or len({m.color for m in seen}) >= 2
-    return bool(extents.min() >= FLATNESS * extents.max() and FACES[0] <= len(mesh.faces) <= FACES[1] and colorful)
+    return colorful and _sound(mesh, FLATNESS, FACES)
+
+
+def usable(mesh: ObjModel) -> bool:
+    """Whether a mesh is worth training on, suited or not."""
+    return _sound(mesh, USABLE_FLATNESS, USABLE_FACES)
+
+
+def _sound(mesh: ObjModel, flatness: float, faces: tuple[int, int]) -> bool:
+    if not faces[0] <= len(mesh.faces) <= faces[1]:
+        return False
+    extents = np.ptp(mesh.vertices[np.unique(mesh.faces)], axis=0)
+    return bool(extents.min() >= flatness * extents.max())
 
 
 def read_library(path: Path, piece: int = 0, pieces: int = 1) -> Iterator[Model]:
-    """The suited models of a library, in catalogue order; only every `pieces`-th entry, from `piece` on."""
+    """The models of a library, in catalogue order; only every `pieces`-th entry, from `piece` on.
+
+    What is held out are suited models alone; what is trained on are usable ones, but nobody's likeness.
+    """
     library, licence = LIBRARIES[path.name]
     with zipfile.ZipFile(path) as archive:
         names = {n.lower(): n for n in archive.namelist()}
         entries = read_properties(archive.read("PluginFurnitureCatalog.properties").decode("latin-1"))
         for entry in entries[piece::pieces]:
-            if entry["category"] in UNSUITED:
+            if entry["category"] == CHARACTERS:
                 continue
             mesh, pictures = _read_model(archive, names, entry)
-            if suited(mesh):
+            good = entry["category"] not in UNSUITED and suited(mesh)
+            if good or (usable(mesh) and split_of(entry["name"]) == "train"):
                 yield Model(
                     entry["name"], entry["id"], library, entry["category"], entry.get("creator", library), licence,
                     mesh, pictures,

@@ -38,6 +38,7 @@ LOG_SIGMA_MEAN, LOG_SIGMA_STD = 0.5, 1.4
 DROP = 0.05  # share of orbits whose picture is withheld, for guidance
 COND_AUG = 1e-5
 PEAK_RATE = 8e-4
+PEAK_RATE_ON = 4e-4  # of weights that were trained before
 CHUNK = 16  # orbits rendered and encoded together
 FILL = 1024  # orbits in the cache before the first step
 SAVE_EVERY = 1000  # steps
@@ -184,6 +185,7 @@ def train_denoiser(
     workers: Workers,
     *,
     minutes: float,
+    peak: float,
     batch: int,
     capacity: int,
     log: Path,
@@ -232,7 +234,7 @@ def train_denoiser(
 
     left = max(minutes / 10, minutes - (time.monotonic() - began) / 60)
     optimise(
-        denoiser, average, loss_of, workers=workers, minutes=left, peak=PEAK_RATE, log=log,
+        denoiser, average, loss_of, workers=workers, minutes=left, peak=peak, log=log,
         between=between, cooldown=cooldown,
     )  # fmt: skip
     return average.module

@@ -103,13 +103,15 @@ class Stage:
         chosen = rng.choice(len(self.objects), size=count, p=self.odds).tolist()
         orbits = [random_orbit(rng) for _ in chosen]
         shapes = [random_shape(rng).to(self.device, non_blocking=True) for _ in chosen]
+        bends = random_bends(rng, count).to(self.device, non_blocking=True)
+        bent = [bent_along(self.vertices[i], self.normals[i], bend) for i, bend in zip(chosen, bends, strict=True)]
         vertices = [
-            framed(self.vertices[i] @ shape, orbit, rng.uniform(0.72, 0.96))
-            for i, shape, orbit in zip(chosen, shapes, orbits, strict=True)
+            framed(points @ shape, orbit, rng.uniform(0.72, 0.96))
+            for (points, _), shape, orbit in zip(bent, shapes, orbits, strict=True)
         ]
         normals = [
-            torch.nn.functional.normalize(self.normals[i] @ torch.linalg.inv_ex(shape).inverse.mT, dim=-1)
-            for i, shape in zip(chosen, shapes, strict=True)
+            torch.nn.functional.normalize(normal @ torch.linalg.inv_ex(shape).inverse.mT, dim=-1)
+            for (_, normal), shape in zip(bent, shapes, strict=True)
         ]
         textures = recolored(self.textures[chosen], rng)
         standard = rng.random(count) < STANDARD_SHARE
@@ -149,10 +151,33 @@ def random_shape(rng: np.random.Generator) -> torch.Tensor:
 
     Half the turns are small: what people photograph is mostly seen from its front.
     """
-    stretch = np.exp(rng.normal(0, 0.12, 3)) * [1, rng.choice([-1, 1]), 1]
+    stretch = np.exp(rng.normal(0, 0.15, 3)) * [1, rng.choice([-1, 1]), 1]
     turn = rng.normal(0, math.radians(20)) if rng.random() < 0.5 else rng.uniform(0, 2 * math.pi)
     c, s = math.cos(turn), math.sin(turn)
     return torch.from_numpy((np.diag(stretch) @ [[c, s, 0], [-s, c, 0], [0, 0, 1]]).astype(np.float32))
+
+
+def random_bends(rng: np.random.Generator, count: int) -> torch.Tensor:
+    """(count, 3, 2) a and b of each axis for `bent_along`, |a| + |b| at most 0.7; no b across, where things are
+    symmetric."""
+    bends = np.clip(rng.normal(0, 0.2, (count, 3, 2)), -0.35, 0.35)
+    bends[:, 1, 1] = 0
+    return torch.from_numpy(bends.astype(np.float32))
+
+
+def bent_along(vertices: torch.Tensor, normals: torch.Tensor, bend: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vertices and normals (V, 3) with other proportions: each axis is stretched here and compressed there.
+
+    bend: (3, 2). A coordinate u of the bounding box, -1..1, goes to u + (a sin(pi u) - b cos(pi u)) / pi: a cupboard
+    stays one, with a taller plinth or shallower shelves, and there are more cupboards than anybody modelled.
+    """
+    low, high = vertices.aminmax(dim=0)
+    half = (high - low) / 2
+    angle = (vertices - low - half) / half.clamp_min(1e-6) * math.pi
+    a, b = bend.unbind(1)
+    sine, cosine = angle.sin(), angle.cos()
+    moved = vertices + (a * sine - b * cosine) * half / math.pi
+    return moved, torch.nn.functional.normalize(normals / (1 + a * cosine + b * sine), dim=-1)
 
 
 def random_lights(rng: np.random.Generator) -> np.ndarray:

@@ -38,7 +38,7 @@ from sv3d_fast.model.weights import SV3DModel, load_model, save_model
 
 from .autoencoder import normalise_latents, train_autoencoder
 from .config import MINI
-from .denoiser import CHUNK, Denoiser, initialise, train_denoiser
+from .denoiser import CHUNK, PEAK_RATE, PEAK_RATE_ON, Denoiser, initialise, train_denoiser
 from .evaluate import ELEVATION, contact_sheet, evaluate, means, reconstruction_psnr, write_scores
 from .pack import load_objects
 from .parallel import Workers, start_workers
@@ -97,9 +97,10 @@ def denoiser(args: argparse.Namespace, workers: Workers, vae: SV3DVAE, train: St
     torch.manual_seed(0)
     network = Denoiser(SV3DUNet(MINI.unet), CLIPImageTower(MINI.clip)).to(workers.device)
     initialise(network.unet)
-    raw = args.output / "raw"
+    raw, peak = args.output / "raw", PEAK_RATE
     if raw.exists():
         _fetch(network, raw)
+        peak = PEAK_RATE_ON
     workers.same(network)
 
     def save(averaged: Denoiser) -> None:
@@ -111,7 +112,7 @@ def denoiser(args: argparse.Namespace, workers: Workers, vae: SV3DVAE, train: St
         save_model(model, args.output / "weights", max_shard_size=args.shard_size)
 
     averaged = train_denoiser(
-        network, vae, train, workers, minutes=args.minutes_unet, batch=args.batch, capacity=args.capacity,
+        network, vae, train, workers, minutes=args.minutes_unet, peak=peak, batch=args.batch, capacity=args.capacity,
         log=args.output / "unet.csv", seed=args.seed, cooldown=not args.no_cooldown, save=save,
     )  # fmt: skip
     save(averaged)
@@ -151,7 +152,9 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     )
     parser.add_argument("--data", type=Path, required=True, help="pack written by sv3d_fast.mini.data")
     parser.add_argument("--output", type=Path, required=True, help="folder of weights, logs and pictures")
-    parser.add_argument("--weights", type=Path, help="finished weights to go on from, in a folder without vae/ and raw/")
+    parser.add_argument(
+        "--weights", type=Path, help="finished weights to go on from, in a folder without vae/ and raw/"
+    )
     parser.add_argument("--minutes-vae", type=float, help=f"{VAE_MINUTES:g} without a VAE in the folder, else 0")
     parser.add_argument("--minutes-unet", type=float, default=20, help="0: only evaluate the weights in the folder")
     parser.add_argument("--batch-vae", type=int, default=32, help="pictures a step and process")
