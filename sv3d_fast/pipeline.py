@@ -13,6 +13,7 @@ import torch
 
 from . import __version__
 from .camera import FRAMES, Orbit
+from .cfg_parallel import second_device, twin_of
 from .events import Event, FileWritten, Progress, T, Warned, finish
 from .formats import GLB, PLY, further_files, plan_of
 from .generation import generating
@@ -136,6 +137,7 @@ def orbiting(
 ) -> Generator[Event, None, tuple[OrbitVideo, Record]]:
     """The first half of `running`: the photo's orbit and its files. The model is opened only if the orbit is made."""
     device, orbit = pick_device(settings.device), make_orbit(settings)
+    beside = second_device(device) if settings.cfg_parallel else None
     depends = {
         "picture": digest_picture(photo), "orbit": orbit.to_dict(), "model": model_identity(settings.model),
         "matting_model": settings.matting_model and model_identity(settings.matting_model),
@@ -162,7 +164,8 @@ def orbiting(
             trained = network.config.frames
             yield Warned("orbit", f"the model was trained on orbits of {trained} frames; this one has {len(cameras)}")
         image, chunk = subject.image.permute(2, 0, 1)[None] * 2 - 1, settings.decode_chunk_size
-        frames = yield from generating(network, image, [cameras], config, [settings.seed], chunk=chunk)
+        twin = None if beside is None else twin_of(network, beside)
+        frames = yield from generating(network, image, [cameras], config, [settings.seed], chunk=chunk, twin=twin)
         return OrbitVideo(frames[0], cameras)
 
     video = yield from record.stage(
