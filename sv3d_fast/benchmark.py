@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
+from torch.utils.flop_counter import FlopCounterMode
 
+from .ceilings import measure
 from .events import Event, Progress, StageFinished
 from .files import write_text
 from .info import chosen_implementations, versions
+from .model.config import ModelConfig
+from .model.unet import SV3DUNet
 from .pipeline import TIER, open_model, pick_device, running
 from .prediction import why_not_fused
 from .settings import Settings
@@ -24,16 +28,18 @@ REPEATS = 3  # measured after one for warmth
 STAGE = "bench"
 ORBIT = ("orbit",)  # stages of an orbit; a mesh takes all of them but the report's
 REPORT = "report"
+UNITS = {"peak_memory_bytes": 2**30, "copy_bytes_per_second": 1e9, "product_flops_per_second": 1e12}  # of the table
 
 
 def measuring(device: str = "auto", *, quick: bool = False) -> Generator[Event, None, dict[str, Any]]:
-    """Runs the embedded model on a drawn picture and returns the result that `write_result` documents.
+    """Runs the embedded model on a drawn picture and returns the result, as docs/bench.md documents it.
 
     quick: one run in place of three after one for warmth. Yields a Progress per run.
     Raises ValueError for a device that isn't there.
     """
     place = pick_device(device)
     settings = Settings(device=device)
+    ceilings = measure(place)
     model = open_model(settings)
     seconds: dict[str, list[float]] = {}
     memory: dict[str, int] = {}
@@ -52,6 +58,7 @@ def measuring(device: str = "auto", *, quick: bool = False) -> Generator[Event, 
         for name, values in seconds.items()
     }
     orbit = sum(stages[name]["seconds"] for name in ORBIT)
+    flops = step_flops(model.config) * (settings.steps or model.config.sampler.steps)
     mesh = sum(stage["seconds"] for name, stage in stages.items() if name != REPORT)
     return {
         "schema": SCHEMA,
@@ -65,6 +72,10 @@ def measuring(device: str = "auto", *, quick: bool = False) -> Generator[Event, 
         "orbits_per_hour": round(3600 / orbit, 1),
         "meshes_per_hour": round(3600 / mesh, 1),
         "peak_memory_bytes": max(memory.values()),
+        "copy_bytes_per_second": round(ceilings.copy),
+        "product_flops_per_second": round(ceilings.product),
+        "orbit_flops": flops,
+        "orbit_share_of_product_rate": round(flops / orbit / ceilings.product, 4),
         "implementations": chosen_implementations(place.type),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
@@ -82,10 +93,19 @@ def draw_subject() -> Image.Image:
     return image
 
 
+def step_flops(config: ModelConfig) -> int:
+    """Operations of the network in one guided step, two for each product and its sum: of its matrix products,
+    convolutions and attention, as the plain network computes them."""
+    unet, side = config.unet, config.image_size // config.vae.factor
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        latents = torch.empty(2, config.frames, unet.in_channels, side, side)
+        context, vector = torch.empty(2, 1, unet.context_dim), torch.empty(2, config.frames, unet.vector_dim)
+        SV3DUNet(unet)(latents, 0.0, context, vector)
+    return counter.get_total_flops()
+
+
 def write_result(result: dict[str, Any], path: Path) -> None:
-    """A result as JSON: schema (1), device, threads, model, tier, unet ("fused" or "plain"), runs that the medians are
-    of, stages (seconds and peak_memory_bytes each), orbits_per_hour, meshes_per_hour, peak_memory_bytes,
-    implementations (of each op), versions (of each package) and date. Raises OutputError."""
+    """A result as JSON; docs/bench.md says what each entry is. Raises OutputError."""
     write_text(path, json.dumps(result, indent=1) + "\n")
 
 
@@ -105,7 +125,12 @@ def table(result: dict[str, Any], other: dict[str, Any] | None = None) -> str:
     rows: list[tuple[str, str, tuple[str, ...]]]
     rows = [(f"{name}, seconds", "{:.2f}", ("stages", name, "seconds")) for name in result["stages"]]
     rows += [("orbits an hour", "{:.0f}", ("orbits_per_hour",)), ("meshes an hour", "{:.0f}", ("meshes_per_hour",))]
-    rows += [("peak memory, GiB", "{:.2f}", ("peak_memory_bytes",))]
+    rows += [
+        ("peak memory, GiB", "{:.2f}", ("peak_memory_bytes",)),
+        ("copying, GB/s", "{:.0f}", ("copy_bytes_per_second",)),
+        ("products, TFLOPS", "{:.2f}", ("product_flops_per_second",)),
+        ("orbit, of that", "{:.1%}", ("orbit_share_of_product_rate",)),
+    ]
     results = [result] if other is None else [result, other]
     head = [f"{r['device']}, {r['threads']} threads, UNet {r['unet']}, {r['tier']}, {r['date']}" for r in results]
     lines = [f"{'AB'[i]}: {text}" for i, text in enumerate(head)] if other else head
@@ -121,4 +146,4 @@ def _value(result: dict[str, Any], keys: tuple[str, ...]) -> Any:
     value: Any = result
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
-    return value / 2**30 if value is not None and keys[-1].endswith("_bytes") else value
+    return value / UNITS.get(keys[-1], 1) if value is not None else None
