@@ -13,8 +13,9 @@ import time
 import torch
 
 from sv3d_fast.camera import Orbit
-from sv3d_fast.cfg_parallel import Twin, second_device, twin_of
+from sv3d_fast.cfg_parallel import Twin, twin_of
 from sv3d_fast.conditioning import condition
+from sv3d_fast.devices import second_device
 from sv3d_fast.engine import denoising
 from sv3d_fast.events import finish
 from sv3d_fast.generation import draw, generating

@@ -14,12 +14,13 @@ from PIL import Image, ImageDraw
 from torch.utils.flop_counter import FlopCounterMode
 
 from .ceilings import measure
+from .devices import pick_device
 from .events import Event, Progress, StageFinished
 from .files import write_text
 from .info import chosen_implementations, versions
 from .model.config import ModelConfig
 from .model.unet import SV3DUNet
-from .pipeline import TIER, open_model, pick_device, running
+from .pipeline import TIER, open_model, running
 from .prediction import why_not_fused
 from .settings import Settings
 

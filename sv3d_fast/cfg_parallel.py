@@ -32,16 +32,6 @@ class Twin:
     vae: SV3DVAE
 
 
-def second_device(first: torch.device) -> torch.device:
-    """The GPU that works beside `first`. Raises ValueError where there is none."""
-    count = torch.cuda.device_count()
-    if first.type != "cuda":
-        raise ValueError(f"cfg_parallel: needs two GPUs, and device is {first}")
-    if count < 2:
-        raise ValueError(f"cfg_parallel: needs two GPUs, and this machine has {count}")
-    return torch.device("cuda", ((first.index or 0) + 1) % count)
-
-
 _twins: WeakKeyDictionary[SV3DUNet, tuple[tuple, Twin]] = WeakKeyDictionary()
 
 

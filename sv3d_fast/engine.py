@@ -13,7 +13,7 @@ from .cfg_parallel import SplitPrediction
 from .conditioning import Conditioning
 from .events import Progress
 from .kernels.euler_step import euler_step
-from .model.config import SamplerConfig
+from .model.config import SamplerConfig, UNetConfig
 from .model.fused_vae import fused_decoder, why_not_fused
 from .model.unet import SV3DUNet
 from .model.vae import SV3DVAE
@@ -59,9 +59,11 @@ def denoising(
     twin: a copy of the network on another device, which then predicts the unconditional half of each step.
     The consumer may send latents back in place of the ones it was given (a callback's right). Latents and angles
     stay float32 whatever the network's dtype. Guidance whose scales are all 1 runs the conditional half alone,
-    which is exact. Raises ValueError for levels that aren't a schedule, NonFiniteError, naming the step and the layer,
-    where the latents overflow; a GPU is a step ahead of the steps yielded, and so may be the step that is named.
+    which is exact. Raises ValueError for levels that aren't a schedule and shapes that don't fit the network,
+    NonFiniteError, naming the step and the layer, where the latents overflow: on a GPU when the step after it is asked
+    for, since its answer isn't waited for.
     """
+    _check(unet.config, conditioning, noise)
     if levels is None:
         levels = sampler.sigmas(config).tolist()
     else:
@@ -90,6 +92,24 @@ def denoising(
             latents = replaced.to(latents)
             noisy = _seen(latents, following, weight.dtype)
     return latents
+
+
+def _check(config: UNetConfig, conditioning: Conditioning, noise: torch.Tensor) -> None:
+    factor = 2 ** (len(config.block_channels) - 1)
+    fits = noise.ndim == 5 and noise.shape[2] == config.out_channels and 0 not in noise.shape
+    if not fits or noise.shape[3] % factor or noise.shape[4] % factor:
+        raise ValueError(
+            f"noise: expected (B, T, {config.out_channels}, h, w), h and w multiples of {factor}, "
+            f"got {tuple(noise.shape)}"
+        )
+    b, t, z, h, w = noise.shape
+    expected = {
+        "token": (b, 1, config.context_dim), "image_latents": (b, config.in_channels - z, h, w),
+        "vector": (b, t, config.vector_dim),
+    }  # fmt: skip
+    for name, shape in expected.items():
+        if (got := tuple(getattr(conditioning, name).shape)) != shape:
+            raise ValueError(f"conditioning: expected {name} {shape}, got {got}")
 
 
 def _seen(latents: torch.Tensor, sigma: float, dtype: torch.dtype) -> torch.Tensor:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import re
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,8 @@ import torch
 
 from . import __version__
 from .camera import FRAMES, Orbit
-from .cfg_parallel import second_device, twin_of
+from .cfg_parallel import twin_of
+from .devices import pick_device, second_device
 from .events import Event, FileWritten, Progress, T, Warned, finish
 from .formats import GLB, PLY, further_files, plan_of
 from .generation import generating
@@ -47,7 +47,6 @@ SHAPING = ("mc_resolution", "target_faces", "texture_resolution", "texture_forma
 WRITING = ("mesh_formats", "splat_formats", "height_mm", "texture_format")  # and of the further files
 MODEL_FILES = (".json", ".yaml", ".safetensors", ".ckpt")
 MAX_POSES = 1000
-DEVICES = "auto, cpu, cuda or cuda:N"
 
 
 @dataclass(frozen=True)
@@ -68,18 +67,6 @@ def open_model(settings: Settings) -> SV3DModel:
     half = torch.float16 if device.type == "cuda" else torch.float32
     dtype = {"unet": half, "image_encoder": half, "vae": torch.float32}  # as official: no 16-bit VAE
     return load_model(path, dtype=dtype, device=device)
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU if there is one. Raises ValueError for a device that this machine lacks."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parts = re.fullmatch(r"cpu|cuda(?::(\d{1,9}))?", name)
-    if parts is None:
-        raise ValueError(f"device: expected {DEVICES}, got {name!r}")
-    if name != "cpu" and int(parts[1] or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: {name} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
-    return torch.device(name)
 
 
 def make_orbit(settings: Settings) -> Orbit:

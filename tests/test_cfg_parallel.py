@@ -10,7 +10,8 @@ from test_generation import pictures, turns
 from tiny_sv3d import config, relative_error
 
 from sv3d_fast import cli, pipeline
-from sv3d_fast.cfg_parallel import SplitPrediction, Twin, even_chunk, second_device, twin_of
+from sv3d_fast.cfg_parallel import SplitPrediction, Twin, even_chunk, twin_of
+from sv3d_fast.devices import second_device
 from sv3d_fast.engine import NonFiniteError, denoising
 from sv3d_fast.events import Progress, finish
 from sv3d_fast.generation import generating

@@ -143,6 +143,28 @@ def test_levels_that_are_no_schedule(unet, levels):
     assert "\n" not in str(info.value)
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (
+            (1, FRAMES, 4, SIDE, SIDE + 1),
+            "noise: expected (B, T, 4, h, w), h and w multiples of 2, got (1, 5, 4, 8, 9)",
+        ),
+        ((1, FRAMES, 3, SIDE, SIDE), "noise: expected (B, T, 4, h, w)"),
+        ((FRAMES, 4, SIDE, SIDE), "noise: expected (B, T, 4, h, w)"),
+        ((0, FRAMES, 4, SIDE, SIDE), "noise: expected (B, T, 4, h, w)"),
+        ((2, FRAMES, 4, SIDE, SIDE), "conditioning: expected token (2, 1, 32), got (1, 1, 32)"),
+        ((1, FRAMES, 4, SIDE, SIDE + 2), "conditioning: expected image_latents (1, 4, 8, 10), got (1, 4, 8, 8)"),
+        ((1, FRAMES + 1, 4, SIDE, SIDE), "conditioning: expected vector (1, 6, 1280), got (1, 5, 1280)"),
+    ],
+)
+def test_shapes_that_do_not_fit(unet, shape, message):
+    conditioning, _ = given()
+    with pytest.raises(ValueError, match="^" + re.escape(message)) as info:
+        next(denoising(unet, conditioning, torch.zeros(shape), SAMPLING))
+    assert "\n" not in str(info.value)
+
+
 @pytest.mark.parametrize(("levels", "total"), [(None, 3), ([5.0, 1.0, 0.5, 0.1, 0.0], 4)])
 def test_numbers_that_stop_being_numbers_name_the_step(levels, total):
     unet = make_unet()
