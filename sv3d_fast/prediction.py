@@ -50,14 +50,14 @@ class _GraphedStep:
 
     def __init__(self, network: FusedUNet, run: Run, noisy: Tensor):
         self.noisy, self.rows, self.run = torch.zeros_like(noisy), run.rows[0].clone(), run
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream(noisy.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries choose their algorithms outside the graph
             network(self.noisy, self.rows, self.run)
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.empty_cache()  # the graph takes memory of its own
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=side):  # torch's own default is of whichever GPU captured first
             self.output = network(self.noisy, self.rows, self.run)
 
     def load(self, run: Run) -> None:
