@@ -18,6 +18,7 @@ from sv3d_fast.conditioning import condition
 from sv3d_fast.devices import second_device
 from sv3d_fast.engine import denoising
 from sv3d_fast.events import finish
+from sv3d_fast.full_size import randomised
 from sv3d_fast.generation import draw, generating
 from sv3d_fast.model.clip import CLIPImageTower
 from sv3d_fast.model.config import ModelConfig, SamplerConfig
@@ -25,7 +26,7 @@ from sv3d_fast.model.unet import SV3DUNet
 from sv3d_fast.model.vae import SV3DVAE
 from sv3d_fast.model.weights import SV3DModel
 
-from .engine import error, randomised
+from .engine import error
 from .results import record
 
 ISSUE = "production"
@@ -38,9 +39,8 @@ def random_model(config: ModelConfig, device: torch.device) -> SV3DModel:
     torch.manual_seed(SEED)
     with torch.device("meta"):
         networks = SV3DUNet(config.unet), SV3DVAE(config.vae), CLIPImageTower(config.clip)
-    unet, vae, tower = (randomised(network, device).requires_grad_(False) for network in networks)
-    unet.load_state_dict(unet.state_dict())  # lays convolution weights out
-    return SV3DModel(config, unet, vae.float(), tower)
+    dtypes = torch.float16, torch.float32, torch.float16
+    return SV3DModel(config, *(randomised(n, device, dtype) for n, dtype in zip(networks, dtypes, strict=True)))
 
 
 def picture(size: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ from sv3d_fast.ceilings import measure
 from sv3d_fast.conditioning import Conditioning
 from sv3d_fast.engine import decoding_frames, denoising
 from sv3d_fast.events import finish
+from sv3d_fast.full_size import randomised
 from sv3d_fast.kernels.euler_step import euler_step
 from sv3d_fast.kernels.temporal_attention import temporal_attention
 from sv3d_fast.model.config import ModelConfig, SamplerConfig, UNetConfig, VAEConfig
@@ -50,20 +51,6 @@ def milliseconds(call: Callable[[], object], runs: int = 10) -> float:
 def error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative L2."""
     return float((got.float() - expected.float()).norm() / expected.float().norm())
-
-
-@torch.no_grad()
-def randomised(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """A module made on "meta", on the device in float16, its layers scaled so that activations keep their size."""
-    module = module.to_empty(device=device).half().eval()
-    for name, parameter in module.named_parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(0, parameter[0].numel() ** -0.5)
-        elif name.endswith("weight"):
-            parameter.fill_(1)
-        else:
-            parameter.normal_(0, 0.02)
-    return module
 
 
 def stock_unet(weights: dict[str, torch.Tensor], device: torch.device) -> torch.nn.Module:
@@ -138,8 +125,7 @@ def unet_bench(device: torch.device, compiled: bool) -> None:
     torch.manual_seed(0)
     with torch.device("meta"):
         unet = SV3DUNet(CONFIG)
-    unet = randomised(unet, device)
-    unet.load_state_dict(unet.state_dict())  # lays convolution weights out
+    unet = randomised(unet, device, torch.float16)
     noise = draw(1, FRAMES, 4, SIDE, SIDE)
     vector = sinusoidal(torch.full((1, FRAMES), COND_AUG, device=device), 256)
     given = Conditioning(draw(1, 1, CONFIG.context_dim).half(), draw(1, 4, SIDE, SIDE).half(), vector)
@@ -212,7 +198,7 @@ def vae_bench(device: torch.device) -> None:
     """Decoding 21 frames in float16 to bytes in main memory, by chunk size."""
     with torch.device("meta"):
         vae = SV3DVAE(VAEConfig())
-    vae = randomised(vae, device).to(memory_format=torch.channels_last)
+    vae = randomised(vae, device, torch.float16).to(memory_format=torch.channels_last)
     latents = torch.randn(FRAMES, 4, SIDE, SIDE, device=device)
     best = None
     for chunk in (1, 2, 3, 7):

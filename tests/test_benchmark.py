@@ -6,12 +6,14 @@ from unittest.mock import patch
 import pytest
 import torch
 from test_pipeline import SMALL
+from tiny_sv3d import config as tiny
 
 from sv3d_fast import benchmark, ceilings
 from sv3d_fast.benchmark import draw_subject, measuring, read_result, step_flops, table, write_result
 from sv3d_fast.ceilings import Ceilings
 from sv3d_fast.cli import main
 from sv3d_fast.events import Progress, StageFinished, finish
+from sv3d_fast.full_size import measure_orbit, why_not_measured
 from sv3d_fast.model.config import ModelConfig
 
 STAGES = {"orbit": (2.0, 5), "splats": (4.0, 9), "mesh": (3.0, 7), "report": (50.0, 1)}
@@ -71,6 +73,28 @@ def test_ceilings_are_rates():
         found = ceilings.measure(torch.device("cpu"))
     assert 1e6 < found.copy < 1e13
     assert 1e6 < found.product < 1e14
+
+
+def test_a_machine_that_can_is_timed_at_full_size(staged, monkeypatch):
+    monkeypatch.setattr(benchmark, "why_not_measured", lambda device: [])
+    monkeypatch.setattr(benchmark, "measure_orbit", lambda config, device, dtype: (0.15, 1.5))
+    monkeypatch.setattr(benchmark, "measure", lambda device: Ceilings(copy=3e12, product=700e12))
+    result = finish(measuring("cpu", quick=True))
+    assert result["full_size"]["orbits_per_hour"] == 400  # 50 steps and the decoding: 9 s
+    assert result["full_size"]["step_share_of_product_rate"] == pytest.approx(66.3 / 0.15 / 700, rel=1e-3)
+    assert "400" in next(line for line in table(result).splitlines() if line.startswith("SV3D, orbits/hour"))
+
+
+def test_a_cpu_is_not(staged):
+    assert finish(measuring("cpu", quick=True))["full_size"] is None
+    assert why_not_measured(torch.device("cpu")) == ["needs a GPU"]
+
+
+def test_full_size_is_timed_by_the_engine():
+    torch.manual_seed(5)
+    step, decode = measure_orbit(tiny(), torch.device("cpu"), torch.float32)
+    assert step > 0
+    assert decode > 0
 
 
 def test_an_older_result_compares_without_what_it_lacks(staged):
