@@ -35,8 +35,12 @@ sanitize: $(READY)
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 		$(BIN)/python -m pytest $(NATIVE_TESTS)
 
+# what every op takes on its largest example, by implementation
+OP_BENCH := bench/test_ops.py -o addopts= -q --benchmark-columns=median,iqr --benchmark-sort=name
+
 bench: $(READY)
 	$(BIN)/python -m bench
+	$(BIN)/python -m pytest $(OP_BENCH)
 
 bars: $(READY)
 	$(BIN)/python -m bench.bars
@@ -44,6 +48,7 @@ bars: $(READY)
 # The tests and benches of a machine with a GPU, in under nine minutes; uses the torch that is installed there.
 gpu:
 	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m pytest $(OP_BENCH)
 	$(PYTHON) -m bench.engine
 	$(PYTHON) -m bench.triposr
 	$(PYTHON) -m bench.mesh_raster

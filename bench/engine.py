@@ -12,15 +12,20 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from sv3d_fast.benchmark import step_flops
+from sv3d_fast.ceilings import measure
 from sv3d_fast.conditioning import Conditioning
-from sv3d_fast.engine import decoding, denoising
+from sv3d_fast.engine import decoding_frames, denoising
 from sv3d_fast.events import finish
+from sv3d_fast.full_size import randomised
+from sv3d_fast.kernels.euler_step import euler_step
 from sv3d_fast.kernels.temporal_attention import temporal_attention
-from sv3d_fast.model.config import SamplerConfig, UNetConfig, VAEConfig
+from sv3d_fast.model.config import ModelConfig, SamplerConfig, UNetConfig, VAEConfig
 from sv3d_fast.model.unet import SV3DUNet, sinusoidal
 from sv3d_fast.model.vae import SV3DVAE
-from sv3d_fast.prediction import FusedPrediction, fused
+from sv3d_fast.prediction import FusedPrediction, PlainPrediction, fused
 
+from .engine_parts import op_table, waterfall
 from .results import record
 
 ISSUE = "engine"
@@ -46,20 +51,6 @@ def milliseconds(call: Callable[[], object], runs: int = 10) -> float:
 def error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative L2."""
     return float((got.float() - expected.float()).norm() / expected.float().norm())
-
-
-@torch.no_grad()
-def randomised(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """A module made on "meta", on the device in float16, its layers scaled so that activations keep their size."""
-    module = module.to_empty(device=device).half().eval()
-    for name, parameter in module.named_parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(0, parameter[0].numel() ** -0.5)
-        elif name.endswith("weight"):
-            parameter.fill_(1)
-        else:
-            parameter.normal_(0, 0.02)
-    return module
 
 
 def stock_unet(weights: dict[str, torch.Tensor], device: torch.device) -> torch.nn.Module:
@@ -91,13 +82,37 @@ def gaps(replay: Callable[[], object]) -> float:
     return max(0.0, 1 - busy / whole)
 
 
-def waterfall(replay: Callable[[], object], rows: int = 14) -> None:
+def by_kernel(replay: Callable[[], object], rows: int = 14) -> None:
     """Prints where a step's time goes, by kernel."""
     with profile(activities=[ProfilerActivity.CUDA]) as traced:
         replay()
         torch.cuda.synchronize()
     for row in sorted(traced.key_averages(), key=lambda r: -r.self_device_time_total)[:rows]:
         print(f"{row.self_device_time_total / 1e3:9.2f} ms {row.count:5d}  {row.key[:90]}")
+
+
+@torch.no_grad()
+def parts(unet: SV3DUNet, step: FusedPrediction, halves: list, noisy: torch.Tensor, level: float, ms: float) -> None:
+    """Prints the step by op and by what each part of the engine gives, and checks that its sampling is one kernel."""
+    ceilings = measure(noisy.device)
+    print(f"copying {ceilings.copy / 1e12:.2f} TB/s, products {ceilings.product / 1e12:.0f} TFLOPS")
+    rate = step_flops(ModelConfig(CONFIG)) / ms * 1e3
+    print(f"step: {rate / 1e12:.0f} TFLOPS, {rate / ceilings.product:.0%} of products")
+    plain = PlainPrediction(unet, halves, [level])
+    plain_ms = milliseconds(lambda: plain(0, noisy), 3)
+
+    def eager() -> torch.Tensor:
+        return step.network(noisy, step.run.rows[0], step.run)
+
+    print(op_table(eager, ms, milliseconds, ceilings))
+    torch.cuda.empty_cache()
+    print(waterfall(plain_ms, eager, ms, milliseconds))
+    latents = noisy.float().movedim(-1, 2).contiguous()
+    operands = step(0, noisy).unflatten(0, (2, -1)), latents, torch.ones(FRAMES, device=noisy.device), level, 1.0
+    assert euler_step.choose(*operands).name == "triton"
+    ours = milliseconds(lambda: euler_step(*operands))
+    stock = milliseconds(lambda: euler_step(*operands, implementation="reference"))
+    print(f"guidance, Euler's step and scaling: {1e3 * ours:.0f} us, in torch {1e3 * stock:.0f} us")
 
 
 def unet_bench(device: torch.device, compiled: bool) -> None:
@@ -110,8 +125,7 @@ def unet_bench(device: torch.device, compiled: bool) -> None:
     torch.manual_seed(0)
     with torch.device("meta"):
         unet = SV3DUNet(CONFIG)
-    unet = randomised(unet, device)
-    unet.load_state_dict(unet.state_dict())  # lays convolution weights out
+    unet = randomised(unet, device, torch.float16)
     noise = draw(1, FRAMES, 4, SIDE, SIDE)
     vector = sinusoidal(torch.full((1, FRAMES), COND_AUG, device=device), 256)
     given = Conditioning(draw(1, 1, CONFIG.context_dim).half(), draw(1, 4, SIDE, SIDE).half(), vector)
@@ -121,7 +135,8 @@ def unet_bench(device: torch.device, compiled: bool) -> None:
     torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     step = FusedPrediction(fused(unet), halves, [level])
-    ours = step(0, noise)
+    noisy = noise.half().movedim(2, -1).contiguous()
+    ours = step(0, noisy).movedim(-1, 2).clone()
     torch.cuda.synchronize()
     print(f"packed, compiled and captured in {time.perf_counter() - began:.1f} s")
     token = torch.cat([half.token for half in halves])
@@ -129,7 +144,7 @@ def unet_bench(device: torch.device, compiled: bool) -> None:
     inputs = torch.cat([noise.half().expand(2, -1, -1, -1, -1), images], 2)
     c_noise = 0.25 * torch.tensor(level, device=device).log()
 
-    ours_ms = milliseconds(lambda: step(0, noise))
+    ours_ms = milliseconds(lambda: step(0, noisy))
     began = time.perf_counter()
     finish(denoising(unet, given, noise, config))
     torch.cuda.synchronize()
@@ -140,7 +155,8 @@ def unet_bench(device: torch.device, compiled: bool) -> None:
     record(ISSUE, "peak memory, 576², 21 frames, network and step", peak, "GiB", "<= 7")
     assert step.step is not None
     record(ISSUE, "gaps between kernels in a step", 100 * gaps(step.step.graph.replay), "%", "<= 2")
-    waterfall(step.step.graph.replay)
+    by_kernel(step.step.graph.replay)
+    parts(unet, step, halves, noisy, level, ours_ms)
 
     theirs = stock_unet(unet.state_dict(), device)
     added = torch.full((2, 1), COND_AUG, dtype=torch.float16, device=device)
@@ -179,17 +195,17 @@ def temporal_attention_bench(device: torch.device) -> None:
 
 
 def vae_bench(device: torch.device) -> None:
-    """Decoding 21 frames in float16, by chunk size."""
+    """Decoding 21 frames in float16 to bytes in main memory, by chunk size."""
     with torch.device("meta"):
         vae = SV3DVAE(VAEConfig())
-    vae = randomised(vae, device).to(memory_format=torch.channels_last)
+    vae = randomised(vae, device, torch.float16).to(memory_format=torch.channels_last)
     latents = torch.randn(FRAMES, 4, SIDE, SIDE, device=device)
     best = None
     for chunk in (1, 2, 3, 7):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        ms = milliseconds(lambda chunk=chunk: finish(decoding(vae, latents, chunk=chunk)), 3)
+        ms = milliseconds(lambda chunk=chunk: finish(decoding_frames([vae], latents, chunk=chunk)), 3)
         beyond = (torch.cuda.max_memory_allocated() - before) / 2**30
         print(f"VAE decode, float16, chunk {chunk}: {ms:.0f} ms, {beyond:.2f} GiB beyond weights")
         if beyond <= 1.5 or best is None:

@@ -13,13 +13,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sv3d_fast.full_size import randomised
 from sv3d_fast.kernels.marching_cubes import marching_cubes
 from sv3d_fast.triposr import TripoSR
 from sv3d_fast.triposr.config import TripoSRConfig
 from sv3d_fast.triposr.extract import COARSE, sample_grid, surface
 from sv3d_fast.triposr.field import Field
 
-from .engine import milliseconds, randomised
+from .engine import milliseconds
 from .results import record
 from .thin_shapes import DENSITIES, LEVEL, SHAPES, on_grid
 
@@ -104,7 +105,7 @@ def main() -> None:
     torch.manual_seed(0)
     with torch.device("meta"):
         model = TripoSR(TripoSRConfig())
-    model = randomised(model, device)
+    model = randomised(model, device, torch.float16)
     pictures = torch.rand(BATCH, 512, 512, 3, device=device)
     table = table_density(RESOLUTION, device)
 

@@ -11,11 +11,17 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
+from torch.utils.flop_counter import FlopCounterMode
 
+from .ceilings import Ceilings, measure
+from .devices import pick_device
 from .events import Event, Progress, StageFinished
 from .files import write_text
+from .full_size import measure_orbit, why_not_measured
 from .info import chosen_implementations, versions
-from .pipeline import TIER, open_model, pick_device, running
+from .model.config import ModelConfig
+from .model.unet import SV3DUNet
+from .pipeline import TIER, open_model, running
 from .prediction import why_not_fused
 from .settings import Settings
 
@@ -24,21 +30,25 @@ REPEATS = 3  # measured after one for warmth
 STAGE = "bench"
 ORBIT = ("orbit",)  # stages of an orbit; a mesh takes all of them but the report's
 REPORT = "report"
+UNITS = {"peak_memory_bytes": 2**30, "copy_bytes_per_second": 1e9, "product_flops_per_second": 1e12}  # of the table
 
 
 def measuring(device: str = "auto", *, quick: bool = False) -> Generator[Event, None, dict[str, Any]]:
-    """Runs the embedded model on a drawn picture and returns the result that `write_result` documents.
+    """Runs the embedded model on a drawn picture, and on a GPU SV3D's network at its real size, and returns the result,
+    as docs/bench.md documents it.
 
     quick: one run in place of three after one for warmth. Yields a Progress per run.
     Raises ValueError for a device that isn't there.
     """
     place = pick_device(device)
     settings = Settings(device=device)
+    ceilings = measure(place)
     model = open_model(settings)
     seconds: dict[str, list[float]] = {}
     memory: dict[str, int] = {}
-    total = 1 if quick else 1 + REPEATS
-    for index in range(total):
+    runs, full = 1 if quick else 1 + REPEATS, not why_not_measured(place)
+    total = runs + full
+    for index in range(runs):
         with tempfile.TemporaryDirectory() as folder:
             photo = Path(folder) / "photo.png"
             draw_subject().save(photo)
@@ -47,11 +57,16 @@ def measuring(device: str = "auto", *, quick: bool = False) -> Generator[Event, 
                     seconds.setdefault(event.stage, []).append(event.seconds)
                     memory[event.stage] = max(memory.get(event.stage, 0), event.peak_memory)
         yield Progress(STAGE, index + 1, total)
+    full_size = None
+    if full:
+        full_size = _at_full_size(place, ceilings)
+        yield Progress(STAGE, total, total)
     stages = {
         name: {"seconds": round(statistics.median(values), 3), "peak_memory_bytes": memory[name]}
         for name, values in seconds.items()
     }
     orbit = sum(stages[name]["seconds"] for name in ORBIT)
+    flops = step_flops(model.config) * (settings.steps or model.config.sampler.steps)
     mesh = sum(stage["seconds"] for name, stage in stages.items() if name != REPORT)
     return {
         "schema": SCHEMA,
@@ -65,9 +80,26 @@ def measuring(device: str = "auto", *, quick: bool = False) -> Generator[Event, 
         "orbits_per_hour": round(3600 / orbit, 1),
         "meshes_per_hour": round(3600 / mesh, 1),
         "peak_memory_bytes": max(memory.values()),
+        "copy_bytes_per_second": round(ceilings.copy),
+        "product_flops_per_second": round(ceilings.product),
+        "orbit_flops": flops,
+        "orbit_share_of_product_rate": round(flops / orbit / ceilings.product, 4),
+        "full_size": full_size,
         "implementations": chosen_implementations(place.type),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
+    }
+
+
+def _at_full_size(device: torch.device, ceilings: Ceilings) -> dict[str, float]:
+    """The entry of a result."""
+    config = ModelConfig()
+    step, decode = measure_orbit(config, device, torch.float16)
+    return {
+        "step_seconds": round(step, 4),
+        "decode_seconds": round(decode, 3),
+        "orbits_per_hour": round(3600 / (config.sampler.steps * step + decode), 1),
+        "step_share_of_product_rate": round(step_flops(config) / step / ceilings.product, 4),
     }
 
 
@@ -82,10 +114,19 @@ def draw_subject() -> Image.Image:
     return image
 
 
+def step_flops(config: ModelConfig) -> int:
+    """Operations of the network in one guided step, two for each product and its sum: of its matrix products,
+    convolutions and attention, as the plain network computes them."""
+    unet, side = config.unet, config.image_size // config.vae.factor
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        latents = torch.empty(2, config.frames, unet.in_channels, side, side)
+        context, vector = torch.empty(2, 1, unet.context_dim), torch.empty(2, config.frames, unet.vector_dim)
+        SV3DUNet(unet)(latents, 0.0, context, vector)
+    return counter.get_total_flops()
+
+
 def write_result(result: dict[str, Any], path: Path) -> None:
-    """A result as JSON: schema (1), device, threads, model, tier, unet ("fused" or "plain"), runs that the medians are
-    of, stages (seconds and peak_memory_bytes each), orbits_per_hour, meshes_per_hour, peak_memory_bytes,
-    implementations (of each op), versions (of each package) and date. Raises OutputError."""
+    """A result as JSON; docs/bench.md says what each entry is. Raises OutputError."""
     write_text(path, json.dumps(result, indent=1) + "\n")
 
 
@@ -105,7 +146,16 @@ def table(result: dict[str, Any], other: dict[str, Any] | None = None) -> str:
     rows: list[tuple[str, str, tuple[str, ...]]]
     rows = [(f"{name}, seconds", "{:.2f}", ("stages", name, "seconds")) for name in result["stages"]]
     rows += [("orbits an hour", "{:.0f}", ("orbits_per_hour",)), ("meshes an hour", "{:.0f}", ("meshes_per_hour",))]
-    rows += [("peak memory, GiB", "{:.2f}", ("peak_memory_bytes",))]
+    rows += [
+        ("peak memory, GiB", "{:.2f}", ("peak_memory_bytes",)),
+        ("copying, GB/s", "{:.0f}", ("copy_bytes_per_second",)),
+        ("products, TFLOPS", "{:.2f}", ("product_flops_per_second",)),
+        ("orbit, of that", "{:.1%}", ("orbit_share_of_product_rate",)),
+        ("SV3D, a step, s", "{:.3f}", ("full_size", "step_seconds")),
+        ("SV3D, decoding, s", "{:.2f}", ("full_size", "decode_seconds")),
+        ("SV3D, orbits/hour", "{:.0f}", ("full_size", "orbits_per_hour")),
+        ("SV3D, of products", "{:.1%}", ("full_size", "step_share_of_product_rate")),
+    ]
     results = [result] if other is None else [result, other]
     head = [f"{r['device']}, {r['threads']} threads, UNet {r['unet']}, {r['tier']}, {r['date']}" for r in results]
     lines = [f"{'AB'[i]}: {text}" for i, text in enumerate(head)] if other else head
@@ -121,4 +171,4 @@ def _value(result: dict[str, Any], keys: tuple[str, ...]) -> Any:
     value: Any = result
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
-    return value / 2**30 if value is not None and keys[-1].endswith("_bytes") else value
+    return value / UNITS.get(keys[-1], 1) if value is not None else None

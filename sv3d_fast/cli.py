@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("photo", type=Path, help="any picture; transparency is respected")
     _output(run)
     _generation(run)
+    _latency(run)
     _reconstruction(run)
     run.set_defaults(command=_run)
 
@@ -118,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     orbit.add_argument("photo", type=Path, help="any picture; transparency is respected")
     _output(orbit)
     _generation(orbit)
+    _latency(orbit)
     orbit.set_defaults(command=_orbit)
 
     reconstruct = commands.add_parser("reconstruct", help="an orbit to splats, a textured mesh and a report")
@@ -182,6 +184,10 @@ def _generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-remove-bg", action="store_true", help="take the picture as it is")
     parser.add_argument("--matting-model", type=Path, help="local ONNX file for background removal")
     parser.add_argument("--decode-chunk-size", type=int, default=default.decode_chunk_size, help="no effect on pixels")
+
+
+def _latency(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cfg-parallel", action="store_true", help="two GPUs share each step: the same orbit sooner")
 
 
 def _reconstruction(parser: argparse.ArgumentParser) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Generator, Sequence
 import torch
 
 from .camera import Orbit
+from .cfg_parallel import Twin, even_chunk
 from .conditioning import condition
-from .engine import decoding, denoising, to_uint8
+from .engine import decoding_frames, denoising, to_uint8
 from .events import Progress
 from .model.config import SamplerConfig
 from .model.weights import SV3DModel
@@ -32,11 +33,13 @@ def generating(
     seeds: Sequence[int],
     *,
     chunk: int = 7,
+    twin: Twin | None = None,
 ) -> Generator[Progress, None, torch.Tensor]:
     """Orbits (B, T, S, S, 3) uint8 of B pictures, one Progress per denoising step and per decoded chunk.
 
     images: (B, 3, S, S) in [-1, 1], the object on white, S a multiple of the model's smallest unit. One orbit and one
-    seed for each. The last frame is the input picture itself, as in the official sampling.
+    seed for each. The last frame is the input picture itself, as in the official sampling. twin: copies of the networks
+    on another device, which take their half of the work.
     Raises ValueError for pictures that aren't square, numbers of pictures, orbits and seeds that differ, orbits of
     different lengths, sizes that don't divide and a chunk below 1.
     """
@@ -55,8 +58,12 @@ def generating(
     draws = [draw(seed, images.shape[1:], latent_shape) for seed in seeds]
     image_noise, noise = (torch.stack(parts) for parts in zip(*draws, strict=True))
     given = condition(model, images, orbits, image_noise, config.cond_aug)
+    vaes = [model.vae]
+    if twin is not None:
+        vaes.append(twin.vae)
+        chunk = even_chunk(count * frames, chunk, len(vaes))
     total = config.steps + -(-count * frames // chunk)
-    running = denoising(model.unet, given, noise, config)
+    running = denoising(model.unet, given, noise, config, twin=None if twin is None else twin.unet)
     while True:
         try:
             step = next(running)
@@ -64,16 +71,15 @@ def generating(
             latents = stop.value
             break
         yield Progress(STAGE, step.index + 1, total, {"sigma": step.sigma})
-    decoded = decoding(model.vae, latents.flatten(0, 1), chunk=chunk)
+    decoded = decoding_frames(vaes, latents.flatten(0, 1), chunk=chunk)
     done = config.steps
     while True:
         try:
             next(decoded)
         except StopIteration as stop:
-            pictures = stop.value
+            made = stop.value.view(count, frames, side, side, 3)
             break
         done += 1
         yield Progress(STAGE, done, total)
-    made = to_uint8(pictures).view(count, frames, side, side, 3)
     made[:, -1] = to_uint8(images)
     return made

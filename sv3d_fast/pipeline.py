@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import re
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 
 from . import __version__
 from .camera import FRAMES, Orbit
+from .cfg_parallel import twin_of
+from .devices import pick_device, second_device
 from .events import Event, FileWritten, Progress, T, Warned, finish
 from .formats import GLB, PLY, further_files, plan_of
 from .generation import generating
@@ -46,7 +47,6 @@ SHAPING = ("mc_resolution", "target_faces", "texture_resolution", "texture_forma
 WRITING = ("mesh_formats", "splat_formats", "height_mm", "texture_format")  # and of the further files
 MODEL_FILES = (".json", ".yaml", ".safetensors", ".ckpt")
 MAX_POSES = 1000
-DEVICES = "auto, cpu, cuda or cuda:N"
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,6 @@ def open_model(settings: Settings) -> SV3DModel:
     half = torch.float16 if device.type == "cuda" else torch.float32
     dtype = {"unet": half, "image_encoder": half, "vae": torch.float32}  # as official: no 16-bit VAE
     return load_model(path, dtype=dtype, device=device)
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU if there is one. Raises ValueError for a device that this machine lacks."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parts = re.fullmatch(r"cpu|cuda(?::(\d{1,9}))?", name)
-    if parts is None:
-        raise ValueError(f"device: expected {DEVICES}, got {name!r}")
-    if name != "cpu" and int(parts[1] or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: {name} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
-    return torch.device(name)
 
 
 def make_orbit(settings: Settings) -> Orbit:
@@ -136,6 +124,7 @@ def orbiting(
 ) -> Generator[Event, None, tuple[OrbitVideo, Record]]:
     """The first half of `running`: the photo's orbit and its files. The model is opened only if the orbit is made."""
     device, orbit = pick_device(settings.device), make_orbit(settings)
+    beside = second_device(device) if settings.cfg_parallel else None
     depends = {
         "picture": digest_picture(photo), "orbit": orbit.to_dict(), "model": model_identity(settings.model),
         "matting_model": settings.matting_model and model_identity(settings.matting_model),
@@ -162,7 +151,8 @@ def orbiting(
             trained = network.config.frames
             yield Warned("orbit", f"the model was trained on orbits of {trained} frames; this one has {len(cameras)}")
         image, chunk = subject.image.permute(2, 0, 1)[None] * 2 - 1, settings.decode_chunk_size
-        frames = yield from generating(network, image, [cameras], config, [settings.seed], chunk=chunk)
+        twin = None if beside is None else twin_of(network, beside)
+        frames = yield from generating(network, image, [cameras], config, [settings.seed], chunk=chunk, twin=twin)
         return OrbitVideo(frames[0], cameras)
 
     video = yield from record.stage(

@@ -9,17 +9,21 @@ from torch import Tensor
 
 from . import sampler
 from .conditioning import Conditioning
+from .diagnosis import first_non_finite
 from .model.fused_unet import FusedUNet, Run
 from .model.unet import SV3DUNet
 
 
 class Prediction(Protocol):
-    """The network's output (H * B, T, z, h, w) float32 for B orbits and H guidance halves.
+    """The network's output (H * B, T, h, w, z) for B orbits and H guidance halves.
 
-    index: of the step. scaled: (B, T, z, h, w), the noisy latents times c_in.
+    index: of the step. noisy: (B, T, h, w, z) in the network's type, the noisy latents times c_in.
     """
 
-    def __call__(self, index: int, scaled: Tensor) -> Tensor: ...
+    def __call__(self, index: int, noisy: Tensor) -> Tensor: ...
+
+    def first_non_finite(self, index: int, noisy: Tensor) -> str | None:
+        """Name of the layer whose output of this step is the first that holds other things than numbers."""
 
 
 class PlainPrediction:
@@ -31,11 +35,14 @@ class PlainPrediction:
         self.vector = torch.cat([half.vector for half in halves])
         self.images = torch.cat([half.image_latents for half in halves])
 
-    def __call__(self, index: int, scaled: Tensor) -> Tensor:
-        noisy = torch.cat([scaled.to(self.unet.conv_in.weight.dtype)] * self.halves)
+    def __call__(self, index: int, noisy: Tensor) -> Tensor:
+        noisy = torch.cat([noisy.movedim(-1, 2)] * self.halves)
         images = self.images[:, None].expand(-1, noisy.shape[1], -1, -1, -1)
         inputs = torch.cat([noisy, images], 2)
-        return self.unet(inputs, sampler.c_noise(self.levels[index]), self.token, self.vector).float()
+        return self.unet(inputs, sampler.c_noise(self.levels[index]), self.token, self.vector).movedim(2, -1)
+
+    def first_non_finite(self, index: int, noisy: Tensor) -> str | None:
+        return first_non_finite(self.unet, lambda: self(index, noisy))
 
 
 class _GraphedStep:
@@ -43,14 +50,14 @@ class _GraphedStep:
 
     def __init__(self, network: FusedUNet, run: Run, noisy: Tensor):
         self.noisy, self.rows, self.run = torch.zeros_like(noisy), run.rows[0].clone(), run
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream(noisy.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries choose their algorithms outside the graph
             network(self.noisy, self.rows, self.run)
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.empty_cache()  # the graph takes memory of its own
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=side):  # torch's own default is of whichever GPU captured first
             self.output = network(self.noisy, self.rows, self.run)
 
     def load(self, run: Run) -> None:
@@ -73,14 +80,16 @@ class FusedPrediction:
         self.run = network.prepare([sampler.c_noise(level) for level in levels], token, vector, images)
         self.step: _GraphedStep | None = None
 
-    def __call__(self, index: int, scaled: Tensor) -> Tensor:
-        noisy = scaled.to(self.run.rows.dtype).permute(0, 1, 3, 4, 2).contiguous()
+    def __call__(self, index: int, noisy: Tensor) -> Tensor:
         if self.step is None:
             self.step = self._graph(noisy)
         self.step.noisy.copy_(noisy)
         self.step.rows.copy_(self.run.rows[index])
         self.step.graph.replay()
-        return self.step.output.permute(0, 1, 4, 2, 3).float()
+        return self.step.output
+
+    def first_non_finite(self, index: int, noisy: Tensor) -> str | None:
+        return first_non_finite(self.network, lambda: self.network(noisy, self.run.rows[index], self.run))
 
     def _graph(self, noisy: Tensor) -> _GraphedStep:
         known = _graphs.setdefault(self.network, {})

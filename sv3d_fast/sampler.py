@@ -1,4 +1,5 @@
-"""EDM sampling of SV3D: sigmas, preconditioning, triangle guidance and Euler's step. Pure functions.
+"""EDM sampling of SV3D: sigmas, preconditioning and triangle guidance. Pure functions; the step itself is an op,
+`sv3d_fast.kernels.euler_step`.
 
 Sources: Karras et al. 2022 (EDM), sections 3 and 5; generative-models, sgm/modules/diffusionmodules
 (EDMDiscretization, VScalingWithEDMcNoise, TrianglePredictionGuider, EulerEDMSampler).
@@ -42,21 +43,6 @@ def c_in(sigma: float) -> float:
 def c_noise(sigma: float) -> float:
     """The timestep that the network sees: ln(sigma) / 4."""
     return 0.25 * math.log(sigma)
-
-
-def denoised(output: torch.Tensor, latents: torch.Tensor, sigma: float) -> torch.Tensor:
-    """The clean latents that a network output stands for (v-prediction, unit data variance)."""
-    return output * (-sigma / math.sqrt(sigma * sigma + 1)) + latents / (sigma * sigma + 1)
-
-
-def guided(unconditional: torch.Tensor, conditional: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Classifier-free guidance of (B, T, C, h, w) predictions with one scale for each of the T frames."""
-    return unconditional + scales[:, None, None, None] * (conditional - unconditional)
-
-
-def euler_step(latents: torch.Tensor, clean: torch.Tensor, sigma: float, next_sigma: float) -> torch.Tensor:
-    """One Euler step of the probability-flow ODE from sigma to next_sigma; from `clean` itself at next_sigma 0."""
-    return latents + (latents - clean) * ((next_sigma - sigma) / sigma)
 
 
 def initial_latents(noise: torch.Tensor, config: SamplerConfig) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """The denoising loop and the decoder around the networks."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from tiny_sv3d import config, relative_error
 from sv3d_fast import sampler
 from sv3d_fast.camera import Orbit
 from sv3d_fast.conditioning import Conditioning, vector
-from sv3d_fast.engine import NonFiniteError, decoding, denoising, to_uint8
+from sv3d_fast.engine import NonFiniteError, decoding, decoding_frames, denoising, to_uint8
 from sv3d_fast.events import Progress, finish
 from sv3d_fast.model.config import SamplerConfig
 from sv3d_fast.model.unet import SV3DUNet
@@ -142,6 +143,28 @@ def test_levels_that_are_no_schedule(unet, levels):
     assert "\n" not in str(info.value)
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (
+            (1, FRAMES, 4, SIDE, SIDE + 1),
+            "noise: expected (B, T, 4, h, w), h and w multiples of 2, got (1, 5, 4, 8, 9)",
+        ),
+        ((1, FRAMES, 3, SIDE, SIDE), "noise: expected (B, T, 4, h, w)"),
+        ((FRAMES, 4, SIDE, SIDE), "noise: expected (B, T, 4, h, w)"),
+        ((0, FRAMES, 4, SIDE, SIDE), "noise: expected (B, T, 4, h, w)"),
+        ((2, FRAMES, 4, SIDE, SIDE), "conditioning: expected token (2, 1, 32), got (1, 1, 32)"),
+        ((1, FRAMES, 4, SIDE, SIDE + 2), "conditioning: expected image_latents (1, 4, 8, 10), got (1, 4, 8, 8)"),
+        ((1, FRAMES + 1, 4, SIDE, SIDE), "conditioning: expected vector (1, 6, 1280), got (1, 5, 1280)"),
+    ],
+)
+def test_shapes_that_do_not_fit(unet, shape, message):
+    conditioning, _ = given()
+    with pytest.raises(ValueError, match="^" + re.escape(message)) as info:
+        next(denoising(unet, conditioning, torch.zeros(shape), SAMPLING))
+    assert "\n" not in str(info.value)
+
+
 @pytest.mark.parametrize(("levels", "total"), [(None, 3), ([5.0, 1.0, 0.5, 0.1, 0.0], 4)])
 def test_numbers_that_stop_being_numbers_name_the_step(levels, total):
     unet = make_unet()
@@ -149,8 +172,31 @@ def test_numbers_that_stop_being_numbers_name_the_step(levels, total):
     running = denoising(unet, conditioning, noise, SAMPLING, levels)
     next(running)
     next(unet.parameters()).fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match=f"the latents are not finite after step 2 of {total}"):
+    with pytest.raises(NonFiniteError, match=f"the latents are not finite after step 2 of {total}; .*: conv_in$"):
         next(running)
+
+
+@pytest.mark.parametrize(
+    ("layer", "weight"),
+    [
+        ("down_blocks.0.attentions.0.proj_in", "weight"),
+        ("mid_block.resnets.1.temporal_res_block", "conv1.weight"),  # whose layers are not called by themselves
+        ("conv_out", "bias"),
+    ],
+)
+def test_numbers_that_stop_being_numbers_name_the_layer(layer, weight):
+    unet = make_unet()
+    conditioning, noise = given()
+    unet.get_parameter(f"{layer}.{weight}")[0].fill_(float("inf"))
+    message = f"after step 1 of 3; the first of its values that are not: {layer}"
+    with pytest.raises(NonFiniteError, match=re.escape(message) + "$"):
+        next(denoising(unet, conditioning, noise, SAMPLING))
+
+
+def test_latents_sent_back_that_are_no_numbers_are_blamed(unet):
+    conditioning, noise = given()
+    with pytest.raises(NonFiniteError, match=r"after step 2 of 3; .* the latents before it"):
+        steps_of(denoising(unet, conditioning, noise, SAMPLING), lambda step: step.latents / 0)
 
 
 def test_16_bit_networks_keep_float32_latents(unet):
@@ -174,8 +220,25 @@ def test_chunks_change_nothing_but_progress(vae):
         assert events == [Progress("frames", d, 5) for d in done]
 
 
+def test_frames_are_the_pictures_in_bytes(vae):
+    latents = torch.randn(5, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    events, frames = steps_of(decoding_frames([vae], latents, chunk=2, stage="frames"))
+    assert events == [Progress("frames", d, 5) for d in (2, 4, 5)]
+    assert torch.equal(frames, to_uint8(finish(decoding(vae, latents, chunk=2))))
+    assert torch.equal(frames, finish(decoding_frames([vae, vae, vae], latents, chunk=2)))
+
+
+def test_pictures_that_overflow_are_no_frames(vae):
+    latents = torch.zeros(3, 4, SIDE, SIDE)
+    latents[1, 0, 2, 2] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"the decoder overflowed in torch\.float32"):
+        finish(decoding_frames([vae], latents, chunk=1))
+
+
 @pytest.mark.parametrize("chunk", [0, -1])
 def test_chunk_below_one(vae, chunk):
+    with pytest.raises(ValueError, match=f"decode_chunk_size: expected at least 1, got {chunk}"):
+        finish(decoding_frames([vae], torch.zeros(1, 4, SIDE, SIDE), chunk=chunk))
     with pytest.raises(ValueError, match=f"decode_chunk_size: expected at least 1, got {chunk}"):
         finish(decoding(vae, torch.zeros(1, 4, SIDE, SIDE), chunk=chunk))
 

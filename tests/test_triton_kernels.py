@@ -12,7 +12,7 @@ import pytest
 from triton_tools import SHARED_LIMIT, compile_sm90
 
 import sv3d_fast.kernels
-from sv3d_fast.kernels import group_norm, layer_norm, temporal_attention, tiles, triplane_mlp, upsample_conv
+from sv3d_fast.kernels import euler_step, group_norm, layer_norm, temporal_attention, tiles, triplane_mlp, upsample_conv
 from sv3d_fast.kernels.gemm import Tiles, gemm_kernel
 from sv3d_fast.kernels.op import registry
 
@@ -122,6 +122,14 @@ def test_layer_norm_compiles_for_hopper(positions):
     constants = {"HAS_POSITIONS": positions, "BLOCK_M": 2, "BLOCK_C": 2048}
     absent = [] if positions else ["positions", "extra", "total"]
     check(compiled(layer_norm.layer_norm_kernel, constants, 4, absent=absent, eps="fp32"), products=False)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_euler_step_compiles_for_hopper(guided):
+    constants = {"GUIDED": guided, "BLOCK_P": euler_step.BLOCK, "BLOCK_C": 4}
+    tensors = dict.fromkeys(("latents", "scales", "moved"), "*fp32")
+    numbers = dict.fromkeys(("of_output", "of_latents", "stride", "seen"), "fp32")
+    check(compiled(euler_step.euler_step_kernel, constants, 4, **tensors, **numbers), products=False)
 
 
 def test_temporal_attention_compiles_for_hopper():
