@@ -77,7 +77,7 @@ def _reason(error: Exception) -> str | None:
         return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     is_runtime, kind = isinstance(error, RuntimeError), type(error).__name__
     if isinstance(error, MemoryError) or (is_runtime and (kind == OUT_OF_MEMORY or "can't allocate" in str(error))):
-        more = "--decode-chunk-size, --frame-size, --mc-resolution or --texture-resolution"
+        more = "--max-memory, --decode-chunk-size, --frame-size, --mc-resolution or --texture-resolution"
         return f"out of memory; smaller values of {more} need less ({str(error)[:200] or 'no details'})"
     if is_runtime and kind not in REPORTED:
         return None
@@ -154,6 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.set_defaults(command=_bench)
 
     info = commands.add_parser("info", help="versions, devices, and which implementation of each op can run and why")
+    info.add_argument("--plan", action="store_true", help="the memory that an orbit of SV3D takes, by stage and plan")
+    _budget(info)
     info.set_defaults(command=_info)
     return parser
 
@@ -182,6 +184,11 @@ def _generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-remove-bg", action="store_true", help="take the picture as it is")
     parser.add_argument("--matting-model", type=Path, help="local ONNX file for background removal")
     parser.add_argument("--decode-chunk-size", type=int, default=default.decode_chunk_size, help="no effect on pixels")
+    _budget(parser)
+
+
+def _budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-memory", metavar="SIZE", help="of the GPU, for making an orbit, such as 6GiB")
 
 
 def _reconstruction(parser: argparse.ArgumentParser) -> None:
@@ -306,9 +313,9 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from .info import describe
+    from .info import describe, describe_plans
 
-    print(describe())
+    print(describe_plans(args.max_memory) if args.plan or args.max_memory else describe())
     return 0
 
 

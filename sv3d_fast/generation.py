@@ -8,8 +8,10 @@ from .camera import Orbit
 from .conditioning import condition
 from .engine import decoding, denoising, to_uint8
 from .events import Progress
+from .memory import CONDITIONING, DECODING, DENOISING, Plan
 from .model.config import SamplerConfig
 from .model.weights import SV3DModel
+from .placement import stage
 
 STAGE = "orbit"
 
@@ -32,11 +34,13 @@ def generating(
     seeds: Sequence[int],
     *,
     chunk: int = 7,
+    plan: Plan | None = None,
 ) -> Generator[Progress, None, torch.Tensor]:
     """Orbits (B, T, S, S, 3) uint8 of B pictures, one Progress per denoising step and per decoded chunk.
 
     images: (B, 3, S, S) in [-1, 1], the object on white, S a multiple of the model's smallest unit. One orbit and one
-    seed for each. The last frame is the input picture itself, as in the official sampling.
+    seed for each. The last frame is the input picture itself, as in the official sampling. plan: the one by which the
+    model was placed (`placement.place`); its chunk is taken, and nothing else of the result depends on it.
     Raises ValueError for pictures that aren't square, numbers of pictures, orbits and seeds that differ, orbits of
     different lengths, sizes that don't divide and a chunk below 1.
     """
@@ -54,26 +58,30 @@ def generating(
     latent_shape = (frames, model.config.vae.latent_channels, latent_side, latent_side)
     draws = [draw(seed, images.shape[1:], latent_shape) for seed in seeds]
     image_noise, noise = (torch.stack(parts) for parts in zip(*draws, strict=True))
-    given = condition(model, images, orbits, image_noise, config.cond_aug)
+    chunk = chunk if plan is None else plan.decode_chunk
+    with stage(model, plan, CONDITIONING) as visit:
+        given = condition(model, images, orbits, image_noise, config.cond_aug, visit)
     total = config.steps + -(-count * frames // chunk)
-    running = denoising(model.unet, given, noise, config)
-    while True:
-        try:
-            step = next(running)
-        except StopIteration as stop:
-            latents = stop.value
-            break
-        yield Progress(STAGE, step.index + 1, total, {"sigma": step.sigma})
-    decoded = decoding(model.vae, latents.flatten(0, 1), chunk=chunk)
-    done = config.steps
-    while True:
-        try:
-            next(decoded)
-        except StopIteration as stop:
-            pictures = stop.value
-            break
-        done += 1
-        yield Progress(STAGE, done, total)
-    made = to_uint8(pictures).view(count, frames, side, side, 3)
+    with stage(model, plan, DENOISING):
+        running = denoising(model.unet, given, noise, config)
+        while True:
+            try:
+                step = next(running)
+            except StopIteration as stop:
+                latents = stop.value
+                break
+            yield Progress(STAGE, step.index + 1, total, {"sigma": step.sigma})
+    with stage(model, plan, DECODING) as visit, visit(model.vae):
+        decoded = decoding(model.vae, latents.flatten(0, 1), chunk=chunk)
+        done = config.steps
+        while True:
+            try:
+                next(decoded)
+            except StopIteration as stop:
+                pictures = stop.value
+                break
+            done += 1
+            yield Progress(STAGE, done, total)
+        made = to_uint8(pictures).view(count, frames, side, side, 3)
     made[:, -1] = to_uint8(images)
     return made

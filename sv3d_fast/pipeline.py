@@ -15,12 +15,12 @@ from . import __version__
 from .camera import FRAMES, Orbit
 from .events import Event, FileWritten, Progress, T, Warned, finish
 from .formats import GLB, PLY, further_files, plan_of
-from .generation import generating
 from .image import load_subject, read_picture
 from .info import chosen_implementations, versions
 from .mini.config import WEIGHTS as EMBEDDED_WEIGHTS
 from .model.weights import SV3DModel, load_model
 from .orbit_io import brings_cameras, load_orbit, save_orbit
+from .planned import budget_of, planned
 from .poses import read_orbit
 from .prediction import why_not_fused
 from .preview import render_mesh, write_preview
@@ -61,12 +61,15 @@ class Result:
 
 
 def open_model(settings: Settings) -> SV3DModel:
-    """The model that the settings name, on their device. Raises ValueError for weights that can't be used."""
+    """The model that the settings name, on their device; with a budget in main memory, from where a plan places it.
+
+    Raises ValueError for weights that can't be used.
+    """
     device = pick_device(settings.device)
     path = EMBEDDED_WEIGHTS if settings.model == EMBEDDED else settings.model
     half = torch.float16 if device.type == "cuda" else torch.float32
     dtype = {"unet": half, "image_encoder": half, "vae": torch.float32}  # as official: no 16-bit VAE
-    return load_model(path, dtype=dtype, device=device)
+    return load_model(path, dtype=dtype, device="cpu" if settings.max_memory else device)
 
 
 def pick_device(name: str) -> torch.device:
@@ -136,6 +139,7 @@ def orbiting(
 ) -> Generator[Event, None, tuple[OrbitVideo, Record]]:
     """The first half of `running`: the photo's orbit and its files. The model is opened only if the orbit is made."""
     device, orbit = pick_device(settings.device), make_orbit(settings)
+    budget = budget_of(settings.max_memory, device)
     depends = {
         "picture": digest_picture(photo), "orbit": orbit.to_dict(), "model": model_identity(settings.model),
         "matting_model": settings.matting_model and model_identity(settings.matting_model),
@@ -162,7 +166,10 @@ def orbiting(
             trained = network.config.frames
             yield Warned("orbit", f"the model was trained on orbits of {trained} frames; this one has {len(cameras)}")
         image, chunk = subject.image.permute(2, 0, 1)[None] * 2 - 1, settings.decode_chunk_size
-        frames = yield from generating(network, image, [cameras], config, [settings.seed], chunk=chunk)
+        frames = yield from planned(
+            network, image, [cameras], config, [settings.seed], device=device, budget=budget, chunk=chunk,
+            note=record.note,
+        )  # fmt: skip
         return OrbitVideo(frames[0], cameras)
 
     video = yield from record.stage(
