@@ -77,7 +77,7 @@ def _reason(error: Exception) -> str | None:
         return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     is_runtime, kind = isinstance(error, RuntimeError), type(error).__name__
     if isinstance(error, MemoryError) or (is_runtime and (kind == OUT_OF_MEMORY or "can't allocate" in str(error))):
-        more = "--max-memory, --decode-chunk-size, --frame-size, --mc-resolution or --texture-resolution"
+        more = "--decode-chunk-size, --frame-size, --mc-resolution or --texture-resolution"
         return f"out of memory; smaller values of {more} need less ({str(error)[:200] or 'no details'})"
     if is_runtime and kind not in REPORTED:
         return None

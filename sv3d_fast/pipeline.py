@@ -20,7 +20,7 @@ from .info import chosen_implementations, versions
 from .mini.config import WEIGHTS as EMBEDDED_WEIGHTS
 from .model.weights import SV3DModel, load_model
 from .orbit_io import brings_cameras, load_orbit, save_orbit
-from .planned import budget_of, planned
+from .planned import budget_of, check_budget, planned
 from .poses import read_orbit
 from .prediction import why_not_fused
 from .preview import render_mesh, write_preview
@@ -63,13 +63,17 @@ class Result:
 def open_model(settings: Settings) -> SV3DModel:
     """The model that the settings name, on their device; with a budget in main memory, from where a plan places it.
 
-    Raises ValueError for weights that can't be used.
+    Raises ValueError for weights that can't be used and for a budget that is too little.
     """
     device = pick_device(settings.device)
     path = EMBEDDED_WEIGHTS if settings.model == EMBEDDED else settings.model
     half = torch.float16 if device.type == "cuda" else torch.float32
     dtype = {"unet": half, "image_encoder": half, "vae": torch.float32}  # as official: no 16-bit VAE
-    return load_model(path, dtype=dtype, device="cpu" if settings.max_memory else device)
+    budget = budget_of(settings.max_memory, device)
+    model = load_model(path, dtype=dtype, device=device if budget is None else "cpu")
+    if budget is not None:
+        check_budget(model, budget, settings.frame_size, len(make_orbit(settings)), settings.decode_chunk_size)
+    return model
 
 
 def pick_device(name: str) -> torch.device:

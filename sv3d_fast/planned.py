@@ -23,6 +23,18 @@ def budget_of(max_memory: str | None, device: torch.device) -> int | None:
     return parse_size("max_memory", max_memory)
 
 
+def shape_of(model: SV3DModel, config: SamplerConfig, side: int, frames: int, batch: int = 1) -> Shape:
+    """What orbits of `frames` frames of side² pixels by a model depend on."""
+    guided = config.max_guidance > 1 or config.min_guidance != 1
+    kinds = (next(n.parameters()).dtype for n in (model.unet, model.vae, model.image_encoder))
+    return Shape(side, frames, batch, config.steps, 2 if guided else 1, *kinds)
+
+
+def check_budget(model: SV3DModel, budget: int, side: int | None, frames: int, chunk: int) -> None:
+    """Raises BudgetError where orbits of such frames (None for the model's own side) can't be made within a budget."""
+    plan(model.config, shape_of(model, model.config.sampler, side or model.config.image_size, frames), budget, chunk)
+
+
 def planned(
     model: SV3DModel,
     images: torch.Tensor,
@@ -41,11 +53,7 @@ def planned(
     fastest plan that is smaller and fits what is free; a warning says so. Raises BudgetError for a budget that no plan
     fits, torch.OutOfMemoryError where no smaller plan is left, and what `generating` raises.
     """
-    guided = config.max_guidance > 1 or config.min_guidance != 1
-    shape = Shape(
-        images.shape[-1], len(orbits[0]), len(images), config.steps, 2 if guided else 1,
-        *(next(n.parameters()).dtype for n in (model.unet, model.vae, model.image_encoder)),
-    )  # fmt: skip
+    shape = shape_of(model, config, images.shape[-1], len(orbits[0]), len(images))
     chosen: Plan | None = None
     if budget is not None:
         chosen = plan(model.config, shape, budget, chunk)

@@ -19,7 +19,7 @@ from sv3d_fast.model.vae import SV3DVAE
 from sv3d_fast.model.weights import SV3DModel
 from sv3d_fast.offload import packed
 from sv3d_fast.placement import leave, place
-from sv3d_fast.planned import budget_of, planned
+from sv3d_fast.planned import budget_of, check_budget, planned
 from sv3d_fast.prediction import fused, why_not_fused
 from sv3d_fast.streaming import WeightStream, slot_size, streamable
 
@@ -209,6 +209,15 @@ def test_memory_that_runs_out_twice_is_an_error(monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         run_planned(make_model())
     assert len(failing.plans) == 1
+
+
+def test_a_budget_is_checked_before_anything_runs():
+    model = make_model()
+    least = min(p.peak for p in candidates(config(), replace(SHAPE, side=64), 3))
+    check_budget(model, least, None, FRAMES, 3)
+    for budget, side, frames in ((least - 1, None, FRAMES), (least, 256, FRAMES), (least, None, 90)):
+        with pytest.raises(BudgetError, match=f"for {frames} frames of {side or 64} pixels"):
+            check_budget(model, budget, side, frames, 3)
 
 
 def test_a_budget_is_of_a_gpu():
