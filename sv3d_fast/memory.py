@@ -23,7 +23,7 @@ from .model.unet import SV3DUNet
 from .model.vae import SV3DVAE
 from .offload import room, tensors_of
 from .sizes import gibibytes
-from .streaming import slot_size, streamable
+from .streaming import SLOTS, slot_size, streamable
 
 RESIDENT, VISITING, STREAMED = "resident", "visiting", "streamed"
 PLACEMENTS = {
@@ -199,7 +199,7 @@ def _step(config: UNetConfig, shape: Shape, side: int) -> _Step:
         changes = dry.changes[before:]
     made = {number for number, size in changes if size}
     scratch = _Scratch.of([change for change in changes if change[0] in made])
-    slots = 2 * slot_size(blocks)
+    slots = SLOTS * slot_size(blocks)
     return _Step(weights, weights - streamed + slots, prepared, sum(map(room, own)), scratch)
 
 

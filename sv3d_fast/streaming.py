@@ -1,8 +1,9 @@
-"""The UNet's widest blocks streamed from main memory while the others run, two slots on the GPU between them.
+"""The UNet's widest blocks streamed from main memory while the others run, three slots on the GPU between them.
 
-At SV3D's sizes two thirds of the weights lie in the layers of 1280 channels, which take a third of a step. A block's
-copy starts when the block before the last one is done, so it travels behind the block in between; the copies are part
-of the step's CUDA graph. On a CPU the same code copies in main memory, in order.
+At SV3D's sizes two thirds of the weights lie in the layers of 1280 channels, which take a third of a step. The first
+blocks travel while the finest levels run; after that a block's copy starts when the block that had its slot is done,
+and travels behind the two in between. The copies are part of the step's CUDA graph. On a CPU the same code copies in
+main memory, in order.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from .model.fused_transformer import FusedTransformer
 from .model.fused_unet import FusedUNet
 from .offload import room, view
 
+SLOTS = 3
 LEAST = 2**16  # bytes of a tensor that is worth streaming
 WIDE = 1 / 3  # of the widest block's bytes: what a block must have to be streamed
 
@@ -29,7 +31,7 @@ def streamable(network: FusedUNet) -> list[Block]:
 
 
 def slot_size(blocks: Sequence[Block]) -> int:
-    """Bytes of each of the two slots."""
+    """Bytes of each of the slots."""
     return max((sum(map(room, tensors)) for _, tensors in blocks), default=0)
 
 
@@ -41,7 +43,7 @@ class WeightStream:
 
     def __init__(self, network: FusedUNet, blocks: Sequence[Block], device: torch.device):
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._slots = [torch.empty(slot_size(blocks), dtype=torch.uint8, device=device) for _ in range(2)]
+        self._slots = [torch.empty(slot_size(blocks), dtype=torch.uint8, device=device) for _ in range(SLOTS)]
         self._homes = [(tensor, tensor.data) for _, tensors in blocks for tensor in tensors]
         self._hosts: list[Tensor] = []
         self._ready: list[torch.cuda.Event | None] = [None] * len(blocks)
@@ -50,7 +52,7 @@ class WeightStream:
             network.register_forward_hook(self._end, always_call=True),
         ]
         for index, (block, tensors) in enumerate(blocks):
-            self._hosts.append(self._move_out(tensors, self._slots[index % 2]))
+            self._hosts.append(self._move_out(tensors, self._slots[index % SLOTS]))
             self._handles.append(block.register_forward_pre_hook(self._at(index, self._arrive)))
             self._handles.append(block.register_forward_hook(self._at(index, self._leave)))
 
@@ -76,7 +78,7 @@ class WeightStream:
         return lambda *_: act(index)
 
     def _begin(self, *_) -> None:
-        for index in range(min(2, len(self._hosts))):
+        for index in range(min(SLOTS, len(self._hosts))):
             self._fetch(index)
 
     def _arrive(self, index: int) -> None:
@@ -84,8 +86,8 @@ class WeightStream:
             torch.cuda.current_stream().wait_event(ready)
 
     def _leave(self, index: int) -> None:
-        if index + 2 < len(self._hosts):
-            self._fetch(index + 2)
+        if index + SLOTS < len(self._hosts):
+            self._fetch(index + SLOTS)
 
     def _end(self, *_) -> None:
         if self._side is not None:
@@ -94,7 +96,7 @@ class WeightStream:
     def _fetch(self, index: int) -> None:
         """Starts the copy of a block into its slot, behind all that was asked of the GPU so far."""
         host = self._hosts[index]
-        place = self._slots[index % 2][: len(host)]
+        place = self._slots[index % SLOTS][: len(host)]
         if self._side is None:
             place.copy_(host)
             return
