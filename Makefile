@@ -45,6 +45,7 @@ bars: $(READY)
 gpu:
 	$(PYTHON) -m pytest -m gpu
 	$(PYTHON) -m bench.engine
+	$(PYTHON) -m bench.memory
 	$(PYTHON) -m bench.triposr
 	$(PYTHON) -m bench.mesh_raster
 	$(PYTHON) -m bench.scene_kernels

@@ -11,7 +11,7 @@ from .events import Progress
 from .memory import CONDITIONING, DECODING, DENOISING, Plan
 from .model.config import SamplerConfig
 from .model.weights import SV3DModel
-from .placement import stage
+from .placement import during, stage
 
 STAGE = "orbit"
 
@@ -62,26 +62,24 @@ def generating(
     with stage(model, plan, CONDITIONING) as visit:
         given = condition(model, images, orbits, image_noise, config.cond_aug, visit)
     total = config.steps + -(-count * frames // chunk)
-    with stage(model, plan, DENOISING):
-        running = denoising(model.unet, given, noise, config)
-        while True:
-            try:
-                step = next(running)
-            except StopIteration as stop:
-                latents = stop.value
-                break
-            yield Progress(STAGE, step.index + 1, total, {"sigma": step.sigma})
-    with stage(model, plan, DECODING) as visit, visit(model.vae):
-        decoded = decoding(model.vae, latents.flatten(0, 1), chunk=chunk)
-        done = config.steps
-        while True:
-            try:
-                next(decoded)
-            except StopIteration as stop:
-                pictures = stop.value
-                break
-            done += 1
-            yield Progress(STAGE, done, total)
-        made = to_uint8(pictures).view(count, frames, side, side, 3)
+    running = during(model, plan, DENOISING, denoising(model.unet, given, noise, config))
+    while True:
+        try:
+            step = next(running)
+        except StopIteration as stop:
+            latents = stop.value
+            break
+        yield Progress(STAGE, step.index + 1, total, {"sigma": step.sigma})
+    decoded = during(model, plan, DECODING, decoding(model.vae, latents.flatten(0, 1), chunk=chunk))
+    done = config.steps
+    while True:
+        try:
+            next(decoded)
+        except StopIteration as stop:
+            pictures = stop.value
+            break
+        done += 1
+        yield Progress(STAGE, done, total)
+    made = to_uint8(pictures).view(count, frames, side, side, 3)
     made[:, -1] = to_uint8(images)
     return made

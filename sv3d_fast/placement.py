@@ -1,20 +1,24 @@
 """Where a model's networks rest while a plan is in force, and how they come to the GPU for their stage."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from .memory import DENOISING, RESIDENT, STREAMED, Plan
+from .memory import DECODING, DENOISING, RESIDENT, STREAMED, Plan
 from .model.fused_unet import FusedUNet
 from .model.unet import SV3DUNet
 from .model.weights import SV3DModel
 from .offload import packed, tensors_of
 from .prediction import adopt, forget_graphs, release, reserve
 from .streaming import WeightStream, streamable
+
+E = TypeVar("E")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,3 +92,9 @@ def stage(model: SV3DModel, plan: Plan | None, name: str) -> Iterator[Callable[[
     if name == DENOISING and not plan.keeps_graph:
         forget_graphs(model.unet)
     give_back()
+
+
+def during(model: SV3DModel, plan: Plan | None, name: str, running: Generator[E, None, T]) -> Generator[E, None, T]:
+    """`running` within a stage of the plan, which begins when it does."""
+    with stage(model, plan, name) as visit, visit(model.vae) if name == DECODING else nullcontext():
+        return (yield from running)

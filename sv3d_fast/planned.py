@@ -1,6 +1,7 @@
 """An orbit made by the plan that its budget allows, and once more by a smaller one if memory runs out on the way."""
 
 from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import torch
 
@@ -46,12 +47,14 @@ def planned(
     budget: int | None,
     chunk: int,
     note: Callable[..., None],
+    **further: Any,
 ) -> Generator[Event, None, torch.Tensor]:
     """`generation.generating` within `budget` bytes of the device; without one, with the networks where they are.
 
-    note(plan=...): told which plan runs. Where the device runs out of memory the orbit is made anew, once, by the
-    fastest plan that is smaller and fits what is free; a warning says so. Raises BudgetError for a budget that no plan
-    fits, torch.OutOfMemoryError where no smaller plan is left, and what `generating` raises.
+    further: whatever else `generating` takes. note(plan=...): told which plan runs. Where the device runs out of memory
+    the orbit is made anew, once, by the fastest plan that is smaller and fits what is free; a warning says so. Raises
+    BudgetError for a budget that no plan fits, torch.OutOfMemoryError where no smaller plan is left, and what
+    `generating` raises.
     """
     shape = shape_of(model, config, images.shape[-1], len(orbits[0]), len(images))
     chosen: Plan | None = None
@@ -60,7 +63,7 @@ def planned(
         place(model, chosen, device)
         note(plan={"budget_bytes": budget, **chosen.to_dict()})
     try:
-        return (yield from generating(model, images, orbits, config, seeds, chunk=chunk, plan=chosen))
+        return (yield from generating(model, images, orbits, config, seeds, chunk=chunk, plan=chosen, **further))
     except torch.OutOfMemoryError as error:
         failure = error.with_traceback(None)  # whose frames would hold what they allocated
     leave(model)
@@ -71,7 +74,7 @@ def planned(
     yield Warned(STAGE, f"out of memory ({before.name}); made again with less ({smaller.name})")
     place(model, smaller, device)
     note(plan={"budget_bytes": budget, **smaller.to_dict(), "after_out_of_memory": before.name})
-    return (yield from generating(model, images, orbits, config, seeds, chunk=chunk, plan=smaller))
+    return (yield from generating(model, images, orbits, config, seeds, chunk=chunk, plan=smaller, **further))
 
 
 def available(device: torch.device) -> int:

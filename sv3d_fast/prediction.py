@@ -57,7 +57,8 @@ class _GraphedStep:
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.empty_cache()  # the graph takes memory of its own
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=side):
+        # other threads may go on using the GPU
+        with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
             reserve(arena, noisy.device)
             self.output = network(self.noisy, self.rows, self.run)
 
