@@ -50,6 +50,7 @@ gpu:
 	$(PYTHON) -m pytest -m gpu
 	$(PYTHON) -m pytest $(OP_BENCH)
 	$(PYTHON) -m bench.engine
+	$(PYTHON) -m bench.memory
 	$(PYTHON) -m bench.triposr
 	$(PYTHON) -m bench.mesh_raster
 	$(PYTHON) -m bench.scene_kernels

@@ -6,8 +6,11 @@ implementation works or raises; the automatic choice takes the first that can ru
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 BACKEND_VARIABLE = "SV3D_FAST_BACKEND"  # "op=implementation,op=implementation": forces a choice, or raises
 
@@ -71,10 +74,23 @@ class Op:
         raise UnsupportedError(f"{self.name} can't run: " + " | ".join(reasons))
 
     def __call__(self, *args, implementation: str | None = None, **kwargs):
+        if (stand_in := _stand_in.get()) is not None:
+            return stand_in(self, args, kwargs)
         return self.choose(*args, implementation=implementation, **kwargs).run(*args, **kwargs)
 
 
 registry: dict[str, Op] = {}
+_stand_in: ContextVar[Callable[[Op, tuple, dict[str, Any]], Any] | None] = ContextVar("stand_in", default=None)
+
+
+@contextmanager
+def in_place_of_ops(stand_in: Callable[[Op, tuple, dict[str, Any]], Any]) -> Iterator[None]:
+    """Inside, every call of an op is `stand_in(op, args, kwargs)`: for runs that only ask what would happen."""
+    token = _stand_in.set(stand_in)
+    try:
+        yield
+    finally:
+        _stand_in.reset(token)
 
 
 def _from_environment(name: str) -> str | None:

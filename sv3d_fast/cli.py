@@ -156,6 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.set_defaults(command=_bench)
 
     info = commands.add_parser("info", help="versions, devices, and which implementation of each op can run and why")
+    info.add_argument("--plan", action="store_true", help="the memory that an orbit of SV3D takes, by stage and plan")
+    _budget(info)
     info.set_defaults(command=_info)
     return parser
 
@@ -184,6 +186,11 @@ def _generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-remove-bg", action="store_true", help="take the picture as it is")
     parser.add_argument("--matting-model", type=Path, help="local ONNX file for background removal")
     parser.add_argument("--decode-chunk-size", type=int, default=default.decode_chunk_size, help="no effect on pixels")
+    _budget(parser)
+
+
+def _budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-memory", metavar="SIZE", help="of the GPU, for making an orbit, such as 6GiB")
 
 
 def _latency(parser: argparse.ArgumentParser) -> None:
@@ -312,9 +319,9 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from .info import describe
+    from .info import describe, describe_plans
 
-    print(describe())
+    print(describe_plans(args.max_memory) if args.plan or args.max_memory else describe())
     return 0
 
 

@@ -1,9 +1,11 @@
 """Subject and orbit to what the UNet is conditioned on (generative-models, configs/inference/sv3d_*.yaml)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from .camera import Orbit
 from .model.clip import preprocess
@@ -51,19 +53,27 @@ def vector(config: UNetConfig, orbits: Sequence[Orbit], cond_aug: float) -> torc
 
 @torch.no_grad()
 def condition(
-    model: SV3DModel, images: torch.Tensor, orbits: Sequence[Orbit], image_noise: torch.Tensor, cond_aug: float
+    model: SV3DModel,
+    images: torch.Tensor,
+    orbits: Sequence[Orbit],
+    image_noise: torch.Tensor,
+    cond_aug: float,
+    visit: Callable[[nn.Module], AbstractContextManager] = nullcontext,
 ) -> Conditioning:
     """Conditioning of B pictures, one orbit each.
 
     images: (B, 3, H, W) in [-1, 1], the object on white. image_noise: the same shape, unit variance; the VAE sees the
-    picture with cond_aug of it, the image tower sees the clean picture. Results lie on the UNet's device.
+    picture with cond_aug of it, the image tower sees the clean picture. Results lie on the UNet's device. Each of the
+    two networks runs within `visit(network)`, one after the other.
     """
     unet, vae, tower = model.unet, model.vae, model.image_encoder
-    at, dtype = next(vae.parameters()).device, next(vae.parameters()).dtype
-    latents = vae.encode((images + cond_aug * image_noise.to(images)).to(at, dtype))
-    weight = next(tower.parameters())
-    pixels = preprocess(images.to(weight.device, torch.float32), model.config.clip.image_size)
-    token = tower(pixels.to(weight.dtype))[:, None]
+    with visit(vae):
+        weight = next(vae.parameters())
+        latents = vae.encode((images + cond_aug * image_noise.to(images)).to(weight.device, weight.dtype))
+    with visit(tower):
+        weight = next(tower.parameters())
+        pixels = preprocess(images.to(weight.device, torch.float32), model.config.clip.image_size)
+        token = tower(pixels.to(weight.dtype))[:, None]
     weight = next(unet.parameters())
     return Conditioning(
         token.to(weight.device, weight.dtype),

@@ -184,9 +184,9 @@ def decoding_frames(
     finite = []
     for number, part in enumerate(_chunks(latents, chunk)):
         turn = number % len(vaes)
-        pictures = _decode(vaes[turn], placed[turn][part])
-        finite.append(torch.isfinite(pictures).all())
-        made, copier = _bytes(pictures), copiers[turn]
+        made, whole = to_bytes(_decode(vaes[turn], placed[turn][part]))
+        finite.append(whole)
+        copier = copiers[turn]
         if copier is None:
             frames[part] = made
         else:
@@ -220,8 +220,10 @@ def _decode(vae: SV3DVAE, latents: torch.Tensor) -> torch.Tensor:
 
 def to_uint8(pictures: torch.Tensor) -> torch.Tensor:
     """(N, 3, H, W) in [-1, 1] to (N, H, W, 3) uint8 on the CPU, rounded."""
-    return _bytes(pictures).cpu()
+    return to_bytes(pictures)[0].cpu()
 
 
-def _bytes(pictures: torch.Tensor) -> torch.Tensor:
-    return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+def to_bytes(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, 3, H, W) in [-1, 1] to (N, H, W, 3) uint8, rounded, where they are; and whether all were numbers."""
+    made = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return made, torch.isfinite(pictures).all()

@@ -9,8 +9,10 @@ from .cfg_parallel import Twin, even_chunk
 from .conditioning import condition
 from .engine import decoding_frames, denoising, to_uint8
 from .events import Progress
+from .memory import CONDITIONING, DECODING, DENOISING, Plan
 from .model.config import SamplerConfig
 from .model.weights import SV3DModel
+from .placement import during, stage
 
 STAGE = "orbit"
 
@@ -33,13 +35,15 @@ def generating(
     seeds: Sequence[int],
     *,
     chunk: int = 7,
+    plan: Plan | None = None,
     twin: Twin | None = None,
 ) -> Generator[Progress, None, torch.Tensor]:
     """Orbits (B, T, S, S, 3) uint8 of B pictures, one Progress per denoising step and per decoded chunk.
 
     images: (B, 3, S, S) in [-1, 1], the object on white, S a multiple of the model's smallest unit. One orbit and one
-    seed for each. The last frame is the input picture itself, as in the official sampling. twin: copies of the networks
-    on another device, which take their half of the work.
+    seed for each. The last frame is the input picture itself, as in the official sampling. plan: the one by which the
+    model was placed (`placement.place`); its chunk is taken, and nothing else of the result depends on it. twin: copies
+    of the networks on another device, which take their half of the work.
     Raises ValueError for pictures that aren't square, numbers of pictures, orbits and seeds that differ, orbits of
     different lengths, sizes that don't divide and a chunk below 1.
     """
@@ -57,13 +61,16 @@ def generating(
     latent_shape = (frames, model.config.vae.latent_channels, latent_side, latent_side)
     draws = [draw(seed, images.shape[1:], latent_shape) for seed in seeds]
     image_noise, noise = (torch.stack(parts) for parts in zip(*draws, strict=True))
-    given = condition(model, images, orbits, image_noise, config.cond_aug)
+    chunk = chunk if plan is None else plan.decode_chunk
+    with stage(model, plan, CONDITIONING) as visit:
+        given = condition(model, images, orbits, image_noise, config.cond_aug, visit)
     vaes = [model.vae]
     if twin is not None:
         vaes.append(twin.vae)
         chunk = even_chunk(count * frames, chunk, len(vaes))
     total = config.steps + -(-count * frames // chunk)
-    running = denoising(model.unet, given, noise, config, twin=None if twin is None else twin.unet)
+    denoised = denoising(model.unet, given, noise, config, twin=None if twin is None else twin.unet)
+    running = during(model, plan, DENOISING, denoised)
     while True:
         try:
             step = next(running)
@@ -71,7 +78,7 @@ def generating(
             latents = stop.value
             break
         yield Progress(STAGE, step.index + 1, total, {"sigma": step.sigma})
-    decoded = decoding_frames(vaes, latents.flatten(0, 1), chunk=chunk)
+    decoded = during(model, plan, DECODING, decoding_frames(vaes, latents.flatten(0, 1), chunk=chunk))
     done = config.steps
     while True:
         try:

@@ -10,6 +10,7 @@ import torch
 from . import __version__, kernels
 from .kernels import native
 from .kernels.op import Op, registry
+from .sizes import parse_size
 
 PACKAGES = (
     "torch", "triton", "numpy", "diffusers", "transformers", "gsplat", "trimesh", "xatlas", "pillow", "av", "rembg",
@@ -36,6 +37,17 @@ def describe() -> str:
             for reason in implementation.why_not(*example):
                 lines.append(f"{'':<20}   not {implementation.name}: {reason}")
     return "\n".join(lines)
+
+
+def describe_plans(max_memory: str | None) -> str:
+    """The plans for an orbit at SV3D's own sizes, or with a budget the one that it gets. Raises ValueError for a budget
+    that can't be read or is too little."""
+    from .memory import Shape, table
+    from .model.config import ModelConfig
+
+    config = ModelConfig()
+    budget = None if max_memory is None else parse_size("max_memory", max_memory)
+    return table(config, Shape(config.image_size, config.frames), budget)
 
 
 def chosen_implementations(device: str) -> dict[str, str]:

@@ -16,12 +16,12 @@ from .cfg_parallel import twin_of
 from .devices import pick_device, second_device
 from .events import Event, FileWritten, Progress, T, Warned, finish
 from .formats import GLB, PLY, further_files, plan_of
-from .generation import generating
 from .image import load_subject, read_picture
 from .info import chosen_implementations, versions
 from .mini.config import WEIGHTS as EMBEDDED_WEIGHTS
 from .model.weights import SV3DModel, load_model
 from .orbit_io import brings_cameras, load_orbit, save_orbit
+from .planned import budget_of, check_budget, planned
 from .poses import read_orbit
 from .prediction import why_not_fused
 from .preview import render_mesh, write_preview
@@ -61,12 +61,19 @@ class Result:
 
 
 def open_model(settings: Settings) -> SV3DModel:
-    """The model that the settings name, on their device. Raises ValueError for weights that can't be used."""
+    """The model that the settings name, on their device; with a budget in main memory, from where a plan places it.
+
+    Raises ValueError for weights that can't be used and for a budget that is too little.
+    """
     device = pick_device(settings.device)
     path = EMBEDDED_WEIGHTS if settings.model == EMBEDDED else settings.model
     half = torch.float16 if device.type == "cuda" else torch.float32
     dtype = {"unet": half, "image_encoder": half, "vae": torch.float32}  # as official: no 16-bit VAE
-    return load_model(path, dtype=dtype, device=device)
+    budget = budget_of(settings.max_memory, device)
+    model = load_model(path, dtype=dtype, device=device if budget is None else "cpu")
+    if budget is not None:
+        check_budget(model, budget, settings.frame_size, len(make_orbit(settings)), settings.decode_chunk_size)
+    return model
 
 
 def make_orbit(settings: Settings) -> Orbit:
@@ -124,6 +131,7 @@ def orbiting(
 ) -> Generator[Event, None, tuple[OrbitVideo, Record]]:
     """The first half of `running`: the photo's orbit and its files. The model is opened only if the orbit is made."""
     device, orbit = pick_device(settings.device), make_orbit(settings)
+    budget = budget_of(settings.max_memory, device)
     beside = second_device(device) if settings.cfg_parallel else None
     depends = {
         "picture": digest_picture(photo), "orbit": orbit.to_dict(), "model": model_identity(settings.model),
@@ -152,7 +160,10 @@ def orbiting(
             yield Warned("orbit", f"the model was trained on orbits of {trained} frames; this one has {len(cameras)}")
         image, chunk = subject.image.permute(2, 0, 1)[None] * 2 - 1, settings.decode_chunk_size
         twin = None if beside is None else twin_of(network, beside)
-        frames = yield from generating(network, image, [cameras], config, [settings.seed], chunk=chunk, twin=twin)
+        frames = yield from planned(
+            network, image, [cameras], config, [settings.seed], device=device, budget=budget, chunk=chunk,
+            note=record.note, twin=twin,
+        )  # fmt: skip
         return OrbitVideo(frames[0], cameras)
 
     video = yield from record.stage(

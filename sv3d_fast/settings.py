@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .formats import GLB, MESH_FORMATS, PLY, SPLAT_FORMATS, TEXTURE_FORMATS
+from .sizes import parse_size
 
 EMBEDDED = "mini"
 PURPOSES: dict[str, dict[str, Any]] = {
@@ -31,8 +32,9 @@ class Settings:
     a JSON file of poses. frame_size: pixels along a side; None for the model's own. foreground_ratio: longest side of
     the object over the picture's; None keeps the picture's own (the official behaviour) but for the embedded model.
     remove_background: False takes the picture as it is. matting_model: local ONNX file for background removal.
-    decode_chunk_size: frames decoded at once; no effect on the result. texture_resolution: pixels. mc_resolution:
-    voxels along a side of the surface grid. target_faces: of the mesh. watertight: a mesh that isn't is an error.
+    decode_chunk_size: frames decoded at once; no effect on the result. max_memory: of a GPU, that making the orbit may
+    take, such as "6GiB"; decode_chunk_size is then the most. texture_resolution: pixels. mc_resolution: voxels along a
+    side of the surface grid. target_faces: of the mesh. watertight: a mesh that isn't is an error.
     mesh_formats, splat_formats: files to write besides mesh.glb and splats.ply, which are always written.
     texture_format: "png" or "jpeg", in GLB and USDZ. unlit: the GLB asks viewers to leave out their lights.
     height_mm: of the mesh in STL and 3MF, millimetres. purpose: "web", "game" or "print", what `of` chose the settings
@@ -50,6 +52,7 @@ class Settings:
     remove_background: bool = True
     matting_model: Path | None = None
     decode_chunk_size: int = 7
+    max_memory: str | None = None
     texture_resolution: int = 1024
     mc_resolution: int = 128
     target_faces: int = 20_000
@@ -91,6 +94,10 @@ class Settings:
         for name, known in (("texture_format", TEXTURE_FORMATS), ("purpose", (None, *PURPOSES))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected {' or '.join(filter(None, known))}, got {getattr(self, name)!r}")
+        if self.max_memory is not None:
+            parse_size("max_memory", self.max_memory)
+            if self.cfg_parallel:
+                raise ValueError("cfg_parallel: contradicts max_memory, which plans one GPU; give one of the two")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed: expected a whole number from 0 to 2^63 - 1, got {self.seed}")
         if self.frame_size is not None and self.frame_size % 64:

@@ -49,7 +49,7 @@ def no_stage(monkeypatch):
     def started(*args, **kwargs):
         pytest.fail("a stage was started")
 
-    for name in ("generating", "fitting", "extracting"):
+    for name in ("planned", "fitting", "extracting"):
         monkeypatch.setattr(pipeline, name, started)
 
 
@@ -132,6 +132,14 @@ def test_a_file_where_the_output_folder_should_be(photo, tmp_path, capsys, no_st
     assert (tmp_path / "out").read_text() == "mine"
 
 
+def test_a_budget_on_a_cpu_or_one_that_is_no_size_is_refused(photo, tmp_path, capsys, no_stage):
+    for command in ("run", "orbit"):
+        given = (command, photo, "-o", tmp_path / "out", "--device", "cpu", "--max-memory")
+        assert "max_memory: expected a run on a GPU" in complaint(capsys, *given, "6GiB")
+        assert "max_memory: expected a size such as 6GiB" in complaint(capsys, *given, "6 apples")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -150,7 +158,7 @@ def test_errors_are_one_line(photo, tmp_path, capsys, monkeypatch, error, reason
         raise error
         yield
 
-    monkeypatch.setattr(pipeline, "generating", fails)
+    monkeypatch.setattr(pipeline, "planned", fails)
     line = complaint(capsys, "run", photo, "-o", tmp_path / "out")
     assert reason in line
     assert "None" not in line
@@ -159,7 +167,7 @@ def test_errors_are_one_line(photo, tmp_path, capsys, monkeypatch, error, reason
 
 
 def test_our_own_errors_keep_their_traceback(photo, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "generating", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("a bug")))
+    monkeypatch.setattr(pipeline, "planned", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["run", str(photo), "-o", str(tmp_path / "out")])
 
@@ -172,7 +180,7 @@ def white_frames(monkeypatch):
         yield Progress("orbit", 1, 1)
         return torch.full((1, len(orbits[0]), 128, 128, 3), 255, dtype=torch.uint8)
 
-    monkeypatch.setattr(pipeline, "generating", frames)
+    monkeypatch.setattr(pipeline, "planned", frames)
 
 
 def test_quiet_says_nothing(photo, tmp_path, capsys, white_frames):
@@ -419,7 +427,7 @@ def test_an_interruption_says_how_to_go_on(photo, tmp_path, capsys, monkeypatch,
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(pipeline, "generating", interrupted)
+    monkeypatch.setattr(pipeline, "planned", interrupted)
     assert cli.main(["run", str(photo), "-o", str(tmp_path / "out"), *flags]) == 130
     out, err = capsys.readouterr()
     assert out == ""

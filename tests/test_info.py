@@ -1,12 +1,14 @@
 """`sv3d-fast info`: versions, devices, and why an implementation can't run here."""
 
 import pytest
+import tiny_sv3d
 import torch
 
 import sv3d_fast
-from sv3d_fast import info
+from sv3d_fast import cli, info, memory
 from sv3d_fast.kernels import native
 from sv3d_fast.kernels.op import UnsupportedError
+from sv3d_fast.model import config as model_config
 
 
 def test_every_op_is_told_with_the_reasons():
@@ -43,3 +45,17 @@ def test_a_forced_implementation_that_can_not_run_is_an_error(monkeypatch):
     monkeypatch.setenv("SV3D_FAST_BACKEND", "ssim=nothing")
     with pytest.raises(UnsupportedError, match="ssim has no implementation named 'nothing'"):
         info.chosen_implementations("cpu")
+
+
+def test_the_plans_of_sv3d(capsys, monkeypatch):
+    monkeypatch.setattr(model_config, "ModelConfig", tiny_sv3d.config)
+    assert cli.main(["info", "--plan"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["plan", "conditioning", "denoising", "decoding", "peak,", "GiB"]
+    plans = list(memory.candidates(tiny_sv3d.config(), memory.Shape(64, 5), 1))
+    assert [line[:40].strip() for line in lines[1:5]] == [plan.name for plan in plans]
+    assert [float(line.split()[-1]) for line in lines[1:5]] == [round(plan.peak / 2**30, 2) for plan in plans]
+    assert cli.main(["info", "--max-memory", "40GiB"]) == 0
+    assert "resident, 5 decoded at once, graph kept" in capsys.readouterr().out.splitlines()[1]
+    assert cli.main(["info", "--max-memory", "1MB"]) == 2
+    assert "the least that works is" in capsys.readouterr().err

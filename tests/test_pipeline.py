@@ -347,7 +347,7 @@ def test_an_earlier_result_stays_until_there_is_a_new_one(again, monkeypatch):
         yield Progress("orbit", 1, 4)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "generating", interrupted)
+    monkeypatch.setattr(pipeline, "planned", interrupted)
     with pytest.raises(KeyboardInterrupt):
         follow(running(photo, folder, Settings(**(SMALL | {"seed": 5}))))
     assert contents(folder) == before

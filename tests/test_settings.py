@@ -27,6 +27,7 @@ from sv3d_fast.settings import PURPOSES, Settings
         ("mesh_formats", [["stl"]]), ("splat_formats", ("ksplat",)), ("splat_formats", 3),
         ("texture_format", "webp"), ("texture_format", None), ("purpose", "film"), ("purpose", ["web"]),
         ("remove_background", "no"), ("remove_background", 1), ("matting_model", 5),
+        ("max_memory", "much"), ("max_memory", 6), ("max_memory", "0GiB"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_is_refused_by_name(name, value):

@@ -24,7 +24,7 @@ UNSUITED = (CHARACTERS, "Doors and windows", "Staircases")
 FACES = (200, 100_000)
 FLATNESS = 0.15  # shortest side of the bounding box over the longest
 # what can still be learnt from: flatter and cruder ones, and those of one colour
-USABLE_FACES = (50, 200_000)
+USABLE_FACES = (50, FACES[1])
 USABLE_FLATNESS = 0.04
 HELD_OUT = 8  # one name in eight
 

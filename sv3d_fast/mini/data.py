@@ -24,7 +24,7 @@ from .catalogue import LIBRARIES, Model, read_library, split_of
 from .decimate import decimate
 from .geometry import fit_to_frame, shade_smoothly
 from .obj import read_obj
-from .pack import Entry, Object, load_objects, write_pack
+from .pack import MAX_VERTICES, Entry, Object, load_objects, write_pack
 
 __all__ = ["Object", "build", "load_objects"]
 
@@ -97,7 +97,8 @@ def _run(command: Sequence[str], folder: Path) -> None:
 
 
 def _library_entries(path: Path, piece: int) -> list[Entry]:
-    return [to_entry(model) for model in read_library(path, piece, PIECES)]
+    entries = map(to_entry, read_library(path, piece, PIECES))
+    return [entry for entry in entries if len(entry.vertices) <= MAX_VERTICES]
 
 
 def build(output: Path, cache: Path, workers: int = 2) -> Generator[Event, None, list[Entry]]:

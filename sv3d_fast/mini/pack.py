@@ -22,6 +22,7 @@ from .shapes import make_shape
 
 POSITION_STEP = 1 / 32767  # coordinates lie in [-1, 1]
 FORMAT = 1
+MAX_VERTICES = 65536
 PROCEDURAL = "procedural"  # the source of shapes.py's objects
 GENERATED = (PROCEDURAL, "pybullet")  # sources of objects that nobody modelled
 
@@ -76,9 +77,9 @@ def write_pack(path: str | Path, entries: Sequence[Entry]) -> None:
     streams: dict[str, list[np.ndarray]] = {"vertices": [], "normals": [], "faces": [], "uvs": []}
     textures: dict[str, bytes] = {}
     for number, e in enumerate(entries):
-        if len(e.vertices) > 65536 or not np.abs(e.vertices).max() <= 1:
+        if len(e.vertices) > MAX_VERTICES or not np.abs(e.vertices).max() <= 1:
             raise ValueError(
-                f"{e.key}: expected at most 65536 vertices in [-1, 1], got {len(e.vertices)} up to "
+                f"{e.key}: expected at most {MAX_VERTICES} vertices in [-1, 1], got {len(e.vertices)} up to "
                 f"{np.abs(e.vertices).max()}"
             )
         streams["vertices"].append(np.round(e.vertices / POSITION_STEP).astype(np.int16))

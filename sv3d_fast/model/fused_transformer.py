@@ -146,6 +146,11 @@ class FusedTransformer(nn.Module):
         bias = block.proj_out.bias.detach().to(wide) + block.proj_out.weight.detach().to(wide) @ left
         self.proj_out = Linear(block.proj_out.weight, bias.to(block.proj_out.bias.dtype))
 
+    def prepared(self) -> list[nn.Module]:
+        """The layers that `context` and `positions` read, before a run's first step."""
+        attentions = (self.attention, self.temporal_attention)
+        return [self.position_embedding, *(layer for a in attentions for layer in (a.to_v, a.to_context))]
+
     def positions(self, frames: Tensor) -> Tensor:
         """(T, c) sinusoidal embeddings of the frame numbers to what the temporal branch adds to each frame."""
         return self.position_embedding(frames) + self.ff.left
@@ -163,6 +168,7 @@ class FusedTransformer(nn.Module):
             spatial.view(*shape, c), positions, norm.weight, norm.bias, norm.eps, self.temporal_ff_in.left
         )
         tokens = self.temporal_ff_in(hidden.view(-1, c), total.view(-1, c))
+        del hidden  # would lie beside the widest activations, the last feed-forward's
         tokens = self.temporal_attention.temporal(self.temporal_norm1(tokens), tokens, contexts[1], shape)
         temporal = self.temporal_ff(self.temporal_norm3(tokens), tokens)
         return self.proj_out(torch.lerp(spatial, temporal, self.mix), flat).view(x.shape)

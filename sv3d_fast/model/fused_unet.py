@@ -25,6 +25,8 @@ from sv3d_fast.model.blocks import ResBlock, sinusoidal
 from sv3d_fast.model.fused_transformer import FusedTransformer, Linear, Norm, Weights, join
 from sv3d_fast.model.unet import SV3DUNet
 
+LEVELS = 10  # noise levels that are embedded in one product: all of a run's take 0.3 GB on the way
+
 
 @dataclass(frozen=True)
 class Run:
@@ -195,10 +197,19 @@ class FusedUNet(nn.Module):
             torch.cat([(part.time_emb_proj.bias + part.conv1.bias).detach() for part in parts]),
         )
 
+    def blocks(self) -> list[nn.Module]:
+        """Residual blocks, transformers and resamplings, in the order of the forward pass."""
+        found: list[nn.Module] = []
+        levels: list[Any] = [*self.down, self.middle, *self.up]
+        for level in levels:
+            for i, resnet in enumerate(level.resnets):
+                found += [resnet, *level.attentions[i : i + 1]]
+            found += [] if level.resample is None else [level.resample]
+        return found
+
     def transformers(self) -> list[FusedTransformer]:
         """All of them, in the order of the forward pass."""
-        levels: list[Any] = [*self.down, self.middle, *self.up]
-        return [transformer for level in levels for transformer in level.attentions]
+        return [block for block in self.blocks() if isinstance(block, FusedTransformer)]
 
     @torch.no_grad()
     def prepare(self, c_noise: Sequence[float], context: Tensor, vector: Tensor, image: Tensor) -> Run:
@@ -211,12 +222,18 @@ class FusedUNet(nn.Module):
         token, view = (t.to(weight.device, weight.dtype) for t in (context[:, 0], image))
         levels = torch.tensor(c_noise, dtype=torch.float32, device=weight.device)
         times = self.time_embedding(sinusoidal(levels, self.config.block_channels[0]))
-        activated = F.silu(times[:, None, None] + self.add_embedding(vector.to(weight.device)))  # (S, B, T, e)
-        rows = F.linear(activated, weight, self.projections.bias)
+        cameras = self.add_embedding(vector.to(weight.device))
+        rows = weight.new_empty(len(levels), cameras[..., 0].numel() * len(weight))
+        for first in range(0, len(levels), LEVELS):
+            activated = F.silu(times[first : first + LEVELS, None, None] + cameras)  # (S, B, T, e)
+            at = 0
+            for part in F.linear(activated, weight, self.projections.bias).split(self.widths, -1):
+                rows[first : first + LEVELS, at : at + part[0].numel()] = part.flatten(1)
+                at += part[0].numel()
         numbers = torch.arange(vector.shape[1], device=weight.device)
         transformers = self.transformers()
         return Run(
-            torch.cat([part.reshape(len(levels), -1) for part in rows.split(self.widths, -1)], 1),
+            rows,
             [(t.attention.context(token), t.temporal_attention.context(token)) for t in transformers],
             [t.positions(sinusoidal(numbers, t.proj_in.weight.shape[0])) for t in transformers],
             self.conv_image(view.permute(0, 2, 3, 1).contiguous()),
@@ -234,8 +251,7 @@ class FusedUNet(nn.Module):
         tables = iter(zip(run.contexts, run.positions, strict=True))
         skips: list[Tensor] = []
 
-        def layer(level: Any, i: int, x: Tensor, skip: Tensor | None) -> Tensor:
-            x = level.resnets[i](x, skip, next(parts), next(parts))
+        def attended(level: Any, i: int, x: Tensor) -> Tensor:
             return level.attentions[i](x, *next(tables)) if i < len(level.attentions) else x
 
         noise = self.conv_noise(noisy.flatten(0, 1)).unflatten(0, noisy.shape[:2])
@@ -244,16 +260,18 @@ class FusedUNet(nn.Module):
         level: Any
         for level in self.down:
             for i in range(len(level.resnets)):
-                x = layer(level, i, x, None)
+                x = attended(level, i, level.resnets[i](x, None, next(parts), next(parts)))
                 skips.append(x)
             if level.resample is not None:
                 x = level.resample(x)
                 skips.append(x)
         for i in range(len(self.middle.resnets)):
-            x = layer(self.middle, i, x, None)
+            x = self.middle.resnets[i](x, None, next(parts), next(parts))
+            x = attended(self.middle, i, x)
         for level in self.up:
             for i in range(len(level.resnets)):
-                x = layer(level, i, x, skips.pop())
+                x = level.resnets[i](x, skips.pop(), next(parts), next(parts))
+                x = attended(level, i, x)  # two lines: what went in and the skip are gone by now
             if level.resample is not None:
                 x = level.resample(x)
         h, w = x.shape[2:4]
