@@ -7,6 +7,7 @@ repair: it starts an actor that died anew and redoes its pictures, which take up
 """
 
 import itertools
+import logging
 import os
 import time
 import traceback
@@ -111,7 +112,8 @@ def _spread_once(
     ray: Any, slots: Sequence[Lane], jobs: Sequence[Job], submit: Callable[[Lane, Job], Any]
 ) -> Generator[tuple[Job, Any, float], None, None]:
     """Yields each job, its value or why Ray gave it up, and when it was submitted."""
-    free, todo, running = list(slots), list(reversed(jobs)), {}
+    free, todo = list(slots), list(reversed(jobs))
+    running: dict[Any, tuple[Lane, Job, float]] = {}
     while todo or running:
         while todo and free:
             lane, job = free.pop(0), todo.pop()
@@ -187,9 +189,12 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    own = {"include_dashboard": False, "object_store_memory": STORE} if address == LOCAL else {}
+    own: dict[str, Any] = {}
+    if address == LOCAL:
+        gpus = torch.cuda.device_count()
+        own = {"include_dashboard": False, "object_store_memory": STORE, "num_gpus": gpus}
     try:
-        ray.init(address, log_to_driver=False, logging_level="error", **own)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ValueError(f"ray: no cluster at {address!r}: {error}") from None
     try:
