@@ -12,6 +12,7 @@ import argparse
 import csv
 import json
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -171,12 +172,15 @@ def main() -> None:
 
         print(f"{'median seconds':16}{'run':>8}{'batch':>8}")
         of_run, of_batch = stages(work / "run"), stages(work / "batch")
+        disk = sum(path.stat().st_size for path in (work / "batch").rglob("*") if path.is_file()) / args.pictures
         for name in of_run:
             print(f"{name:16}{of_run[name]:8.2f}{of_batch[name]:8.2f}")
     per_hour, steady = 3600 * args.pictures / seconds, 3600 * (len(moments) - 1) / (moments[-1] - moments[0])
     by_run = 3600 / statistics.mean(runs)
     print(f"run: {', '.join(f'{s:.1f}' for s in runs)} s, {by_run:.0f} pictures/hour")
     print(f"batch: {args.pictures} pictures in {seconds:.1f} s, {per_hour:.0f} pictures/hour, {steady:.0f} once going")
+    resident = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    print(f"disk for a picture: {disk / 1e6:.1f} MB; memory of the largest process: {resident / 2**30:.1f} GiB")
     print(f"batch over run: {per_hour / by_run:.2f}")
     if watch:
         busy, memory = watch.between(moments[0], moments[-1])
