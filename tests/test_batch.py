@@ -2,8 +2,10 @@
 
 import functools
 import json
+import threading
 
 import pytest
+import torch
 from test_pipeline import SMALL, blob
 
 from sv3d_fast import batch_picture, batch_workers, pipeline
@@ -123,6 +125,50 @@ def test_goes_on_from_a_record_that_was_cut_anywhere(photos, tmp_path, kept, mon
     assert [row["figures"] for row in again.rows] == [row["figures"] for row in whole.rows]
     assert any(resumed)  # what stood in the folders was taken up, not made again
     assert set(read_results(output / RESULTS)) == {"a", "b"}
+
+
+def test_networks_serve_one_picture_while_others_are_read(photos, tmp_path, monkeypatch):
+    read, inside, most = threading.Barrier(2), [], []
+    load_subject, generating = pipeline.load_subject, pipeline.generating
+
+    def reading(*args, **kwargs):
+        subject = load_subject(*args, **kwargs)
+        read.wait(60)  # neither goes on before both are read
+        return subject
+
+    def watched(*args, **kwargs):
+        inside.append(1)
+        most.append(len(inside))
+        made = yield from generating(*args, **kwargs)
+        inside.pop()
+        return made
+
+    monkeypatch.setattr(pipeline, "load_subject", reading)
+    monkeypatch.setattr(pipeline, "generating", watched)
+    (photos / "broken.png").unlink()
+    assert finish(batching(photos, tmp_path / "out", SETTINGS)).failed == 0
+    assert most == [1, 1]
+    waits = [json.loads((tmp_path / "out" / n / "manifest.json").read_text())["stages"]["orbit"] for n in "ab"]
+    assert sorted(w["waited_seconds"] for w in waits)[1] > 0
+    assert all(w["waited_seconds"] <= w["seconds"] for w in waits)
+
+
+@pytest.mark.parametrize("workers", [0, 17])
+def test_bad_numbers_of_workers(photos, tmp_path, workers):
+    with pytest.raises(ValueError, match=f"workers: expected 1 to 16, got {workers}"):
+        finish(batching(photos, tmp_path / "out", SETTINGS, workers=workers))
+
+
+def test_an_accelerator_that_failed_ends_the_batch_and_blames_no_picture(photos, tmp_path, monkeypatch):
+    def failing(*args, **kwargs):
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+        yield
+
+    monkeypatch.setattr(pipeline, "generating", failing)
+    (photos / "broken.png").unlink()
+    with pytest.raises(torch.AcceleratorError):
+        finish(batching(photos, tmp_path / "out", SETTINGS))
+    assert not (tmp_path / "out" / RESULTS).exists()
 
 
 def test_stopping_midway_leaves_what_is_finished(photos, tmp_path):
