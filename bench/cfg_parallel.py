@@ -18,29 +18,17 @@ from sv3d_fast.conditioning import condition
 from sv3d_fast.devices import second_device
 from sv3d_fast.engine import denoising
 from sv3d_fast.events import finish
-from sv3d_fast.full_size import randomised
 from sv3d_fast.generation import draw, generating
-from sv3d_fast.model.clip import CLIPImageTower
-from sv3d_fast.model.config import ModelConfig, SamplerConfig
-from sv3d_fast.model.unet import SV3DUNet
-from sv3d_fast.model.vae import SV3DVAE
+from sv3d_fast.model.config import SamplerConfig
 from sv3d_fast.model.weights import SV3DModel
 
 from .engine import error
+from .random_sv3d import random_sv3d
 from .results import record
 
 ISSUE = "production"
 SEED, CHUNK = 0, 7
 ROUNDING = 1e-2  # of three float16 steps, whose products sum in other orders; one step differs from float32 by 2e-3
-
-
-def random_model(config: ModelConfig, device: torch.device) -> SV3DModel:
-    """Networks as `run` opens them on a GPU: 16 bits but for the autoencoder."""
-    torch.manual_seed(SEED)
-    with torch.device("meta"):
-        networks = SV3DUNet(config.unet), SV3DVAE(config.vae), CLIPImageTower(config.clip)
-    dtypes = torch.float16, torch.float32, torch.float16
-    return SV3DModel(config, *(randomised(n, device, dtype) for n, dtype in zip(networks, dtypes, strict=True)))
 
 
 def picture(size: int) -> torch.Tensor:
@@ -90,7 +78,7 @@ def main() -> None:
     peers = torch.cuda.can_device_access_peer(first.index, second.index)
     print(torch.cuda.get_device_name(), torch.__version__, "peer copies" if peers else "copies through the host")
     began = time.perf_counter()
-    model = random_model(ModelConfig(), first)
+    model = random_sv3d(first)
     twin = twin_of(model, second)
     check(model, twin)
     torch.cuda.synchronize()

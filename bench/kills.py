@@ -19,7 +19,8 @@ from pathlib import Path
 import av
 from PIL import Image, ImageOps
 
-from sv3d_fast.batch import DONE, PAGE, RESULTS, read_results
+from sv3d_fast.batch import PAGE, RESULTS, read_results
+from sv3d_fast.batch_picture import DONE
 from sv3d_fast.scene.export import load_mesh, load_splats
 
 from .results import record

@@ -18,19 +18,17 @@ import torch
 
 from sv3d_fast.camera import Orbit
 from sv3d_fast.conditioning import condition
-from sv3d_fast.engine import decoding, denoising, to_uint8
+from sv3d_fast.engine import decoding_frames, denoising
 from sv3d_fast.events import finish
 from sv3d_fast.generation import draw, generating
 from sv3d_fast.memory import CONDITIONING, DECODING, DENOISING, RESIDENT, STAGES, STREAMED, Plan, candidates
-from sv3d_fast.model.clip import CLIPImageTower
 from sv3d_fast.model.config import ModelConfig, SamplerConfig
-from sv3d_fast.model.unet import SV3DUNet
-from sv3d_fast.model.vae import SV3DVAE
 from sv3d_fast.model.weights import SV3DModel, load_model, save_model
 from sv3d_fast.placement import leave, place, stage
 from sv3d_fast.planned import shape_of
 
-from .engine import ISSUE, randomised
+from .engine import ISSUE
+from .random_sv3d import random_sv3d
 from .results import record
 
 STARTED = "first step done"
@@ -40,18 +38,6 @@ CONFIG, SAMPLING = ModelConfig(), SamplerConfig(steps=50)
 DTYPES = {"unet": torch.float16, "vae": torch.float32, "image_encoder": torch.float16}
 SLOWER = 1.15  # than with everything on the GPU: what a least budget may be
 RUN = 12  # steps of the 50 that are run
-
-
-def make_model(device: torch.device) -> SV3DModel:
-    """Random weights, in main memory."""
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        parts = SV3DUNet(CONFIG.unet), SV3DVAE(CONFIG.vae), CLIPImageTower(CONFIG.clip)
-    unet, vae, tower = (randomised(part, device).requires_grad_(False) for part in parts)
-    unet.load_state_dict(unet.state_dict())  # lays convolution weights out
-    unet, vae, tower = unet.cpu(), vae.cpu(), tower.cpu()
-    torch.cuda.empty_cache()
-    return SV3DModel(CONFIG, unet, vae.float(), tower)
 
 
 def picture() -> torch.Tensor:
@@ -134,7 +120,7 @@ def orbit(model: SV3DModel, plan: Plan, device: torch.device) -> Made:
     torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     with stage(model, plan, DECODING) as visit, visit(model.vae):
-        pictures = to_uint8(finish(decoding(model.vae, latents.flatten(0, 1), chunk=plan.decode_chunk)))
+        pictures = finish(decoding_frames([model.vae], latents.flatten(0, 1), chunk=plan.decode_chunk))
         around += done(DECODING, began)
     return Made(peaks, latents.cpu(), pictures, 1000 * rest / (RUN - 1), around + first)
 
@@ -149,7 +135,8 @@ def main() -> None:
     device = torch.device("cuda")
     print(torch.cuda.get_device_name(), torch.__version__)
     began = time.perf_counter()
-    model = make_model(device)
+    model = random_sv3d(device)
+    leave(model)  # to main memory
     with tempfile.TemporaryDirectory() as temporary:
         folder, cache = Path(temporary) / "model", Path(temporary) / "cache"
         os.environ["TRITON_CACHE_DIR"] = str(cache)  # this process compiles, those that it starts load

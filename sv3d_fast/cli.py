@@ -137,6 +137,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     batch.add_argument("-o", "--output-dir", type=Path, required=True, help="a folder in it for every photo")
     batch.add_argument("--retry-failed", action="store_true", help="try again what failed earlier")
+    batch.add_argument("--workers", type=int, default=1, help="processes that reconstruct, for each GPU (default: 1)")
+    batch.add_argument(
+        "--ray", nargs="?", const="local", metavar="ADDRESS", help="on all GPUs of a Ray cluster; of this machine alone"
+    )
     _shared(batch)
     _generation(batch)
     _reconstruction(batch)
@@ -266,11 +270,10 @@ def _batch(args: argparse.Namespace) -> int:
     from .batch import batching
     from .progress import watch
 
-    summary = watch(
-        batching(args.source, args.output_dir, settings, retry_failed=args.retry_failed),
-        quiet=args.quiet,
-        interrupts=args.interrupts,
+    running = batching(
+        args.source, args.output_dir, settings, retry_failed=args.retry_failed, workers=args.workers, ray=args.ray
     )
+    summary = watch(running, quiet=args.quiet, interrupts=args.interrupts)
     done = len(summary.rows) - summary.failed
     _say(args, f"{done} of {len(summary.rows)} pictures; open {summary.folder / 'index.html'}")
     return SOME_FAILED if summary.failed else 0

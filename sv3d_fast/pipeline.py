@@ -3,7 +3,9 @@
 import hashlib
 import json
 import platform
+import time
 from collections.abc import Generator, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,8 +130,12 @@ def orbiting(
     *,
     overwrite: bool = False,
     model: SV3DModel | None = None,
+    turn: AbstractContextManager | None = None,
 ) -> Generator[Event, None, tuple[OrbitVideo, Record]]:
-    """The first half of `running`: the photo's orbit and its files. The model is opened only if the orbit is made."""
+    """The first half of `running`: the photo's orbit and its files. The model is opened only if the orbit is made.
+
+    turn: held while the networks run, for callers that make several orbits with one model.
+    """
     device, orbit = pick_device(settings.device), make_orbit(settings)
     budget = budget_of(settings.max_memory, device)
     beside = second_device(device) if settings.cfg_parallel else None
@@ -159,11 +165,15 @@ def orbiting(
             trained = network.config.frames
             yield Warned("orbit", f"the model was trained on orbits of {trained} frames; this one has {len(cameras)}")
         image, chunk = subject.image.permute(2, 0, 1)[None] * 2 - 1, settings.decode_chunk_size
-        twin = None if beside is None else twin_of(network, beside)
-        frames = yield from planned(
-            network, image, [cameras], config, [settings.seed], device=device, budget=budget, chunk=chunk,
-            note=record.note, twin=twin,
-        )  # fmt: skip
+        began = time.perf_counter()
+        with turn or nullcontext():
+            if turn:
+                record.note(waited_seconds=round(time.perf_counter() - began, 3))
+            twin = None if beside is None else twin_of(network, beside)
+            frames = yield from planned(
+                network, image, [cameras], config, [settings.seed], device=device, budget=budget, chunk=chunk,
+                note=record.note, twin=twin,
+            )  # fmt: skip
         return OrbitVideo(frames[0], cameras)
 
     video = yield from record.stage(

@@ -28,6 +28,7 @@ class PeakMemory:
     def __init__(self, device: torch.device):
         self.device = device
         if device.type == "cuda":
+            torch.cuda.init()  # the first stage of a process may be one that finds its orbit made
             torch.cuda.reset_peak_memory_stats(device)
         else:
             _reset_resident_peak()

@@ -2,12 +2,15 @@
 
 import functools
 import json
+import threading
 
 import pytest
+import torch
 from test_pipeline import SMALL, blob
 
-from sv3d_fast import batch, pipeline
-from sv3d_fast.batch import DONE, FAILED, PAGE, RESULTS, batching, read_results
+from sv3d_fast import batch_picture, batch_workers, pipeline, planned
+from sv3d_fast.batch import PAGE, RESULTS, batching, read_results
+from sv3d_fast.batch_picture import DONE, FAILED, reconstruct
 from sv3d_fast.cli import main
 from sv3d_fast.events import Progress, StageResumed, Warned, finish
 from sv3d_fast.preview import write_preview
@@ -17,8 +20,19 @@ from sv3d_fast.settings import Settings
 SETTINGS = Settings(**SMALL)
 
 
+class InThisProcess:
+    """In place of a Fitter: the quick fit is known here alone."""
+
+    def reconstruct(self, made):
+        return reconstruct(made)
+
+    def close(self):
+        pass
+
+
 @pytest.fixture(autouse=True)
 def _quick_fit(monkeypatch):
+    monkeypatch.setattr(batch_workers, "Fitter", InThisProcess)
     small = FitConfig(size=32, count=200, steps=10, views_per_step=1)
     monkeypatch.setattr(FitConfig, "of", classmethod(lambda cls, device, size: small))
     monkeypatch.setattr(pipeline, "write_preview", functools.partial(write_preview, tile=32))
@@ -59,14 +73,14 @@ def test_a_picture_fails_alone_and_a_second_call_does_nothing(photos, tmp_path, 
         assert (output / name / "mesh.glb").stat().st_size > 1000
         assert summary.rows[0]["figures"]["Watertight"] is True
     counted = [(e.done, e.total) for e in events if isinstance(e, Progress)]
-    assert counted == [(1, 3), (2, 3), (3, 3)]
+    assert counted == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert any(isinstance(e, Warned) and "broken.png" in e.message for e in events)
     page = (output / PAGE).read_text()
     assert "2 of 3 pictures" in page
     assert 'href="a/report.html"' in page
 
     before = (output / RESULTS).read_bytes()
-    monkeypatch.setattr(batch, "open_model", no_model)
+    monkeypatch.setattr(batch_picture, "open_model", no_model)
     again = finish(batching(photos, output, SETTINGS))
     assert again.rows == summary.rows
     assert (output / RESULTS).read_bytes() == before
@@ -106,35 +120,79 @@ def test_goes_on_from_a_record_that_was_cut_anywhere(photos, tmp_path, kept, mon
             resumed.append(isinstance(event, StageResumed))
             yield event
 
-    monkeypatch.setattr(batch, "orbiting", watched)
+    monkeypatch.setattr(batch_picture, "orbiting", watched)
     again = finish(batching(photos, output, SETTINGS))
     assert [row["figures"] for row in again.rows] == [row["figures"] for row in whole.rows]
     assert any(resumed)  # what stood in the folders was taken up, not made again
     assert set(read_results(output / RESULTS)) == {"a", "b"}
 
 
+def test_networks_serve_one_picture_while_others_are_read(photos, tmp_path, monkeypatch):
+    read, inside, most = threading.Barrier(2), [], []
+    load_subject, generating = pipeline.load_subject, planned.generating
+
+    def reading(*args, **kwargs):
+        subject = load_subject(*args, **kwargs)
+        read.wait(60)  # neither goes on before both are read
+        return subject
+
+    def watched(*args, **kwargs):
+        inside.append(1)
+        most.append(len(inside))
+        made = yield from generating(*args, **kwargs)
+        inside.pop()
+        return made
+
+    monkeypatch.setattr(pipeline, "load_subject", reading)
+    monkeypatch.setattr(planned, "generating", watched)
+    (photos / "broken.png").unlink()
+    assert finish(batching(photos, tmp_path / "out", SETTINGS)).failed == 0
+    assert most == [1, 1]
+    waits = [json.loads((tmp_path / "out" / n / "manifest.json").read_text())["stages"]["orbit"] for n in "ab"]
+    assert sorted(w["waited_seconds"] for w in waits)[1] > 0
+    assert all(w["waited_seconds"] <= w["seconds"] for w in waits)
+
+
+@pytest.mark.parametrize("workers", [0, 17])
+def test_bad_numbers_of_workers(photos, tmp_path, workers):
+    with pytest.raises(ValueError, match=f"workers: expected 1 to 16, got {workers}"):
+        finish(batching(photos, tmp_path / "out", SETTINGS, workers=workers))
+
+
+def test_an_accelerator_that_failed_ends_the_batch_and_blames_no_picture(photos, tmp_path, monkeypatch):
+    def failing(*args, **kwargs):
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+        yield
+
+    monkeypatch.setattr(planned, "generating", failing)
+    (photos / "broken.png").unlink()
+    with pytest.raises(torch.AcceleratorError):
+        finish(batching(photos, tmp_path / "out", SETTINGS))
+    assert not (tmp_path / "out" / RESULTS).exists()
+
+
 def test_stopping_midway_leaves_what_is_finished(photos, tmp_path):
     output = tmp_path / "out"
     running = batching(photos, output, SETTINGS)
     for event in running:
-        if isinstance(event, Progress):
+        if isinstance(event, Progress) and event.done:
             break
     running.close()
     (row,) = lines(output)
-    assert row["state"] == DONE
+    assert row["name"] in ("a", "broken")
     assert not (output / PAGE).exists()
     assert len(finish(batching(photos, output, SETTINGS)).rows) == 3
 
 
 def test_an_error_of_ours_fails_one_picture_with_its_kind(photos, tmp_path, monkeypatch):
-    reconstructing = batch.reconstructing_orbit
+    reconstructing = batch_picture.reconstructing_orbit
 
     def sometimes(video, settings, record):
         if record.folder.name == "a":
             raise ZeroDivisionError("by zero")
         return reconstructing(video, settings, record)
 
-    monkeypatch.setattr(batch, "reconstructing_orbit", sometimes)
+    monkeypatch.setattr(batch_picture, "reconstructing_orbit", sometimes)
     (photos / "broken.png").unlink()
     summary = finish(batching(photos, tmp_path / "out", SETTINGS))
     assert [row["state"] for row in summary.rows] == [FAILED, DONE]
