@@ -28,6 +28,7 @@ from .poses import read_orbit
 from .prediction import why_not_fused
 from .preview import render_mesh, write_preview
 from .report import write_report
+from .scene.align import straightened
 from .scene.export import load_mesh, load_splats, save_mesh, save_splats
 from .scene.fit import fitting, render
 from .scene.hull import consistency, estimate_elevation, visual_hull
@@ -226,14 +227,13 @@ def reconstructing_orbit(video: OrbitVideo, settings: Settings, record: Record) 
     folder, device = record.folder, record.device
 
     def shape() -> Generator[Event, None, Mesh]:
-        alpha = foreground(video)
-        masked = replace(video, alpha=alpha)
-        hull = visual_hull(alpha.to(device), video.orbit)
+        straight = straightened(video, splats)
+        hull = visual_hull(foreground(straight), video.orbit)
         surface = yield from _noted(
-            extracting(splats, masked, hull, resolution=settings.mc_resolution, target_faces=settings.target_faces),
+            extracting(splats, straight, hull, resolution=settings.mc_resolution, target_faces=settings.target_faces),
             record,
         )
-        return (yield from baking(surface, masked, resolution=settings.texture_resolution))
+        return (yield from baking(surface, straight, resolution=settings.texture_resolution))
 
     def save_shape(mesh: Mesh) -> Iterable[Path]:
         return save_mesh(mesh, folder / "mesh.glb", unlit=settings.unlit, texture_format=settings.texture_format)

@@ -18,6 +18,7 @@ from sv3d_fast.camera import Orbit
 from sv3d_fast.kernels.splat_raster import splat_raster
 from sv3d_fast.video import MIN_FRAMES, OrbitVideo
 
+from .align import displacements, moved
 from .fit_step import EPS2D, NEAR, Schedule, Step, Weights
 from .hull import Hull, azimuth_scores, surface_points, visual_hull
 from .masks import doubts, foreground
@@ -48,6 +49,7 @@ class FitConfig:
     lr_gains: float = 2e-3  # of each view's own gain in each channel, which takes up changes of exposure
     decay: float = 0.1
     coarse: float = 0.5  # part of the steps that see the frames at half their size
+    alignments: int = 7  # how often, evenly spread, the frames are moved to where they agree
     dssim: float = 0.2  # weight of D-SSIM; L1 has the rest
     mask: float = 0.5  # weight of the L1 loss on alpha
     flatness: float = 0.1  # weight of the smallest axis over the spacing
@@ -61,6 +63,8 @@ class FitConfig:
         for name in ("size", "count", "steps", "views_per_step"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least one, got {getattr(self, name)}")
+        if self.alignments < 0:
+            raise ValueError(f"alignments: expected none or more, got {self.alignments}")
 
     @classmethod
     def of(cls, device: torch.device, size: int) -> "FitConfig":
@@ -125,12 +129,17 @@ def fitting(
         *(config.dssim, config.mask, config.bend, config.flatness, config.opacity),
     )
     small = round(config.coarse * steps)
+    turns = {round(turn * steps / (config.alignments + 1)) for turn in range(1, config.alignments + 1)}
     figures: dict[str, float] = {}
+    straight = images, alpha
     for side, begin, end in ((max(size // 2, 1), 0, small), (size, small, steps)):
-        frames, masks = _resized(images, side), _resized(alpha, side)
-        step = Step(splats, gains, schedule, weights, spacing, video.orbit, frames, masks)
+        shown = (_resized(i, side).clone() for i in straight)  # the step's own, which `show` writes to
+        step = Step(splats, gains, schedule, weights, spacing, video.orbit, *shown)
         for done in range(begin + 1, end + 1):
             step()
+            if done in turns and done < steps:
+                straight = moved(images, alpha, displacements(images, alpha, splats, video.orbit, side))
+                step.show(*(_resized(i, side) for i in straight))
             if done % 10 == 1 or done == steps:  # reading a figure waits for a GPU
                 figures = {"loss": float(step.loss), "psnr": -10 * math.log10(max(float(step.noise), 1e-12))}
             yield events.Progress(STAGE, done, steps, dict(figures))

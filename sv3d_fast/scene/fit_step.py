@@ -123,6 +123,11 @@ class Step:
                 self._run(self._parts)
         torch.cuda.current_stream().wait_stream(self._stream)
 
+    def show(self, frames: Tensor, masks: Tensor) -> None:
+        """Other frames and masks of the same shapes from the next step on."""
+        self.frames.copy_(frames)
+        self.masks.copy_(masks)
+
     def _captured(self) -> list[Callable[[], None]]:
         pool, replays = torch.cuda.graph_pool_handle(), []
         for part in (self._activate, self._judge, self._update):
