@@ -111,7 +111,8 @@ def timed(kind: str, problem: Problem, ways: list[HopperTiles], until: float) ->
     found: dict[HopperTiles | str, float] = {"present": milliseconds(present), "bare": milliseconds(bare)}
 
     def add(tiles: HopperTiles) -> None:
-        if tiles in found or not fits(tiles, problem.n, problem.k, problem.taps, multiprocessors):
+        shape = problem.n, problem.k, problem.taps, problem.geglu
+        if tiles in found or not fits(tiles, *shape, multiprocessors):
             return
         error = worst(run(apart, given, tiles), expected)
         if error <= LIMIT:

@@ -141,7 +141,7 @@ def errors(tiles: HopperTiles) -> Iterator[tuple[Problem, float]]:
     """Of every problem that these tiles fit; infinite where two runs differ."""
     multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
     for problem in PROBLEMS:
-        if fits(tiles, problem.n, problem.k, problem.taps, multiprocessors):
+        if fits(tiles, problem.n, problem.k, problem.taps, problem.geglu, multiprocessors):
             given = operands(problem)
             got, again = run(problem, given, tiles), run(problem, given, tiles)
             same = torch.equal(got, again)

@@ -35,18 +35,20 @@ struct Way {
 
 template <int Columns, int Rows, int Stages, int Resident = 0, int Cluster = 1>
 constexpr Way way() {
+  Launch gated = nullptr;
+  if constexpr (Columns % 64 == 0) gated = launch<Columns, Rows, Stages, Resident, Cluster, true>;
   return {Resident ? Rows : 2 * Rows,
           Columns,
           Resident ? 1 : 0,
           Cluster,
           launch<Columns, Rows, Stages, Resident, Cluster, false>,
-          launch<Columns, Rows, Stages, Resident, Cluster, true>};
+          gated};
 }
 
 constexpr Way WAYS[] = {
-    way<256, 64, 4>(),        way<192, 64, 5>(),       way<160, 64, 5>(),       way<160, 128, 4>(),
-    way<128, 128, 4>(),       way<256, 64, 4, 0, 2>(), way<192, 64, 5, 0, 2>(), way<160, 128, 4, 0, 2>(),
-    way<128, 128, 4, 0, 2>(), way<256, 64, 3, 5>(),    way<160, 64, 5, 5>(),    way<128, 64, 3, 10>(),
+    way<256, 64, 4>(),    way<192, 64, 5>(),       way<160, 64, 5>(),        way<160, 128, 4>(),
+    way<128, 128, 4>(),   way<256, 64, 4, 0, 2>(), way<128, 128, 4, 0, 2>(), way<256, 64, 3, 5>(),
+    way<160, 64, 5, 5>(), way<128, 64, 3, 10>(),
 };
 
 }  // namespace
@@ -86,7 +88,7 @@ void multiply(TensorView x, TensorView weight, Optional bias, Optional rows, Opt
   const Way* found = std::find_if(std::begin(WAYS), std::end(WAYS), [&](const Way& way) {
     return way.height == height && way.columns == columns && way.resident == resident && way.cluster == cluster;
   });
-  if (found == std::end(WAYS))
+  if (found == std::end(WAYS) || (geglu && !found->gated))
     fail("tiles: no kernel was compiled for " + std::to_string(height) + " x " + std::to_string(columns));
   tvm::ffi::CUDADeviceGuard guard(x.device().device_id);
   int major = 0, multiprocessors = 0;

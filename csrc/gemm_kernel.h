@@ -3,7 +3,8 @@
 //
 // Streamed: both groups work on halves of one tile, whose chunks of both operands they share; the second group follows
 // the first at a distance, so that they don't reach the epilogue together. Resident: a block keeps all channels of its
-// columns of the weight in shared memory, and each group has tiles and a ring of chunks of its own.
+// columns of the weight in shared memory, each group has tiles and a ring of chunks of its own, and they multiply in
+// turns: side by side, they would also end side by side, and leave the tensor cores idle while both store.
 #pragma once
 
 #include "gemm_epilogue.h"
@@ -22,7 +23,7 @@ struct Cut {
   static constexpr int X_BYTES = HEIGHT * CHUNK_BYTES, WEIGHT_BYTES = Columns * CHUNK_BYTES;
   static constexpr int STAGE_BYTES = X_BYTES + (Resident ? 0 : WEIGHT_BYTES);
   static constexpr int STAGING_BYTES = Slice<slice_columns(Columns, Geglu) / (Geglu ? 2 : 1)>::BYTES;  // of a warp
-  static constexpr int BARRIERS = 2 * RINGS * Stages + Resident;
+  static constexpr int BARRIERS = 2 * RINGS * Stages + 2 + Resident;
   static constexpr int RINGS_AT = Resident * WEIGHT_BYTES, STAGING_AT = RINGS_AT + RINGS * Stages * STAGE_BYTES;
   static constexpr int BARRIERS_AT = STAGING_AT + 8 * STAGING_BYTES;
   static constexpr int SHARED_BYTES = BARRIERS_AT + 8 * BARRIERS + 1024;  // the start is rounded up to 1024
@@ -57,7 +58,8 @@ struct Block {
     return shared_address(base) + C::BARRIERS_AT + 8 * (ring * Stages + i);
   }
   __device__ uint32_t empty(int ring, int i) const { return full(ring, i) + 8 * C::RINGS * Stages; }
-  __device__ uint32_t kept(int chunk) const { return full(0, 0) + 8 * (2 * C::RINGS * Stages + chunk); }
+  __device__ uint32_t turn(int group) const { return full(0, 0) + 8 * (2 * C::RINGS * Stages + group); }
+  __device__ uint32_t kept(int chunk) const { return turn(2 + chunk); }
 
   __device__ void init() const {
     for (int ring = 0; ring < C::RINGS; ++ring)
@@ -65,6 +67,7 @@ struct Block {
         barrier_init(full(ring, i), 1);
         barrier_init(empty(ring, i), 8 * Cluster / C::RINGS);  // a warp each
       }
+    for (int group = 0; group < 2; ++group) barrier_init(turn(group), 4);
     for (int i = 0; i < Resident; ++i) barrier_init(kept(i), 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async;" ::: "memory");
@@ -134,8 +137,10 @@ struct Block {
     if (lagging && group == 1) asm volatile("bar.sync 1, 256;" ::: "memory");
     Place<Stages> place;
     Order order(p, blockIdx.x, gridDim.x, ring);
-    bool fresh = Resident > 0;  // the weight may still be on its way
-    for (Tile tile; order.next(tile);) {
+    bool fresh = Resident > 0;    // the weight may still be on its way
+    uint32_t parity = group ^ 1;  // of the next turn; the first group's first has no one before it
+    for (Tile tile; order.next(tile); parity ^= 1) {
+      if (Resident) barrier_wait(turn(group), parity);
       float d[Rows / 64][Columns / 2];
       int before = 0;
       for (int step = 0; step < steps; ++step) {
@@ -151,6 +156,7 @@ struct Block {
           for (int m = 0; m < Rows / 64; ++m)
             product(d[m], a + m * (64 * CHUNK_BYTES >> 4) + 2 * i, b + 2 * i, step > 0 || i > 0);
         products_commit();
+        if (Resident && step + 1 == steps && signals) barrier_arrive(turn(1 - group));
         products_wait<1>();  // so the step before has been multiplied
         if (step > 0 && signals) release(ring, before);
         before = place.stage;
@@ -161,7 +167,7 @@ struct Block {
         }
       }
       fresh = false;
-      Epilogue<Columns, Geglu> epilogue(p, staging, warp, tile, tile.first + (Resident ? 0 : group * Rows));
+      Epilogue<Columns, Rows, Geglu> epilogue(p, staging, warp, tile, tile.first + (Resident ? 0 : group * Rows));
       epilogue.prepare();
       products_wait<0>();
 #pragma unroll
@@ -169,7 +175,7 @@ struct Block {
       if (signals) release(ring, before);
       epilogue.run(d[0], scale);
       if constexpr (Rows == 128) {
-        Epilogue<Columns, Geglu> second(p, staging, warp, tile, tile.first + (Resident ? 0 : group * Rows) + 64);
+        Epilogue<Columns, Rows, Geglu> second(p, staging, warp, tile, tile.first + (Resident ? 0 : group * Rows) + 64);
         second.prepare();
         second.run(d[1], scale);
       }

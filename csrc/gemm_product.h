@@ -71,7 +71,7 @@ constexpr int slice_columns(int columns, bool geglu) {
   return columns % 128 == 0 ? (geglu ? 128 : 64) : columns % 64 == 0 ? 64 : 32;
 }
 
-/// How a warp's slice of the result lies in shared memory: rows of 16, 32 or 64 values in blocks of eight values whose
+/// How a warp's slice of the result lies in shared memory: rows of 32 or 64 values in blocks of eight values whose
 /// order changes from row to row, so that neither way of access meets itself in a bank.
 template <int Values>
 struct Slice {
@@ -79,7 +79,7 @@ struct Slice {
   static constexpr int BYTES = 16 * 2 * Values;
   static constexpr int PER_LANE = 16 * BLOCKS / 32;
 
-  SV3D_HD static int swizzle(int row) { return BLOCKS == 8 ? row & 7 : BLOCKS == 4 ? row >> 1 & 3 : row >> 2 & 1; }
+  SV3D_HD static int swizzle(int row) { return BLOCKS == 8 ? row & 7 : row >> 1 & 3; }
   SV3D_HD static int offset(int row, int block) { return row * 2 * Values + ((block ^ swizzle(row)) << 4); }
 };
 

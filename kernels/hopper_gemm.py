@@ -36,8 +36,6 @@ WAYS = (
     HopperTiles(256, 160),
     HopperTiles(256, 128),
     HopperTiles(128, 256, cluster=2),
-    HopperTiles(128, 192, cluster=2),
-    HopperTiles(256, 160, cluster=2),
     HopperTiles(256, 128, cluster=2),
     HopperTiles(64, 256, resident=True),
     HopperTiles(64, 160, resident=True),
@@ -46,8 +44,10 @@ WAYS = (
 RESIDENT_CHUNKS = {256: 5, 160: 5, 128: 10}  # of 64 channels, by columns: what fits in shared memory
 
 
-def fits(tiles: HopperTiles, n: int, k: int, taps: int, multiprocessors: int) -> bool:
-    """Whether these tiles can work on a weight (n, taps * k)."""
+def fits(tiles: HopperTiles, n: int, k: int, taps: int, geglu: bool, multiprocessors: int) -> bool:
+    """Whether these tiles can work on a weight (n, taps * k), with or without gates."""
+    if geglu and tiles.columns % 64:
+        return False
     if not tiles.resident:
         return True
     chunks, blocks = taps * -(-k // 64), -(-n // tiles.columns)

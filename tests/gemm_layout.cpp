@@ -101,7 +101,6 @@ int main() {
             if (multiprocessors > 1) walks<128, 256, false, 2>(orbits, length, n, band, multiprocessors);
             if ((n + 159) / 160 <= multiprocessors) walks<64, 160, true>(orbits, length, n, band, multiprocessors);
           }
-  slice<16>();
   slice<32>();
   slice<64>();
   return wrong > 0;

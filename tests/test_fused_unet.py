@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from bench.engine import CONFIG, randomised
+from sv3d_fast.kernels import tiles
+from sv3d_fast.kernels.hopper_gemm import HopperTiles
 from sv3d_fast.model.config import UNetConfig
 from sv3d_fast.model.fused_unet import FusedUNet
 from sv3d_fast.model.unet import SV3DUNet
@@ -97,3 +100,32 @@ def test_is_as_exact_as_the_plain_network_in_half_precision(config):
     ours = relative(step(network, run, 0, operands[0]), expected)
     assert ours <= 1.2 * relative(plain(half, 0.3, *operands), expected)
     assert ours <= 3e-3
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_the_hopper_product_adds_no_error_at_official_widths(monkeypatch):
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a GPU of compute capability 9.0")
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        unet = SV3DUNet(CONFIG)
+    unet = randomised(unet, torch.device("cuda"))
+    unet.load_state_dict(unet.state_dict())  # lays convolution weights out
+    operands = inputs(CONFIG, 1, 2, 21, 16, 16, torch.float16, "cuda")
+    network, asked, got = FusedUNet(unet), set(), {}
+
+    def everywhere(kind, m, n, k):
+        asked.add(kind)
+        return HopperTiles(64, 256, resident=True) if kind == "geglu" and k == 320 else HopperTiles(128, 192)
+
+    for name, choice in {"none": lambda *shape: None, "all": everywhere, "table": tiles.choose_hopper}.items():
+        monkeypatch.setattr(tiles, "choose_hopper", choice)
+        run = network.prepare([0.3], operands[2], operands[3], operands[1])
+        got[name] = step(network, run, 0, operands[0])
+    expected = plain(unet.float(), 0.3, *(x.float() for x in operands))
+    errors = {name: relative(made, expected) for name, made in got.items()}
+    print(errors)
+    assert asked == {"linear", "geglu", "temporal_conv"}
+    assert not torch.equal(got["all"], got["none"])
+    assert max(errors["all"], errors["table"]) <= 1.05 * errors["none"], errors

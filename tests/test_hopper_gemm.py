@@ -37,8 +37,8 @@ def test_every_kernel_compiles_for_hopper_and_keeps_its_accumulators_in_register
     said = subprocess.run(command, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr[-2000:]
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", said.stderr)]
-    assert len(spilled) == 2 * len(WAYS)  # with and without gates
-    assert max(spilled) <= 16  # a few addresses, once a tile
+    assert len(spilled) == len(WAYS) + sum(way.columns % 64 == 0 for way in WAYS)  # without and with gates
+    assert max(spilled) <= 32  # a few addresses, once a tile
     assert "serialized" not in said.stderr  # products that would wait for each other
     assert "setmaxnreg" not in said.stderr  # ignored
 
@@ -89,15 +89,15 @@ def test_every_entry_of_the_table_is_a_way_that_was_compiled_and_fits():
             assert tiles.choose_hopper(kind, m, n, k) == chosen
             if chosen is not None:
                 assert any(replace(chosen, band=w.band, lag=w.lag) == w for w in WAYS)
-                assert fits(chosen, n, k, 3 if kind == "temporal_conv" else 1, 132)
+                assert fits(chosen, n, k, 3 if kind == "temporal_conv" else 1, kind == "geglu", 132)
 
 
 def test_a_resident_weight_must_fit():
     narrow = HopperTiles(64, 256, resident=True)
-    assert fits(narrow, 2560, 320, 1, 132)
-    assert not fits(narrow, 2560, 328, 1, 132)
-    assert not fits(narrow, 320, 128, 3, 132)
-    assert not fits(narrow, 2560, 320, 1, 9)
+    assert fits(narrow, 2560, 320, 1, True, 132)
+    assert not fits(narrow, 2560, 328, 1, True, 132)
+    assert not fits(narrow, 320, 128, 3, False, 132)
+    assert not fits(narrow, 2560, 320, 1, True, 9)
 
 
 def test_the_bench_counts_the_calls_of_a_step():
