@@ -198,6 +198,8 @@ def main() -> None:
     print(f"{len(figures.status)} status calls, median {1000 * statistics.median(figures.status):.1f} ms")
     peak = [max(sample[of] for sample in watch.memory) / 2**20 for of in (1, 2)]
     print(f"at most {peak[0]:.0f} MiB of the server and {peak[1]:.0f} of its worker")
+    tenths = [[m[1] for m in watch.memory if k <= 10 * m[0] / args.requests < k + 1] for k in range(10)]
+    print("the server's, by tenths:", *(f"{statistics.median(tenth) / 2**20:.0f}" for tenth in tenths if tenth))
     p99 = 1000 * statistics.quantiles(figures.status, n=100)[98]
     grown = {"server": watch.growth(1), "worker": watch.growth(2)}
     if args.requests < 200:
