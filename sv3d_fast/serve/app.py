@@ -121,7 +121,7 @@ def create_app(settings: ServeSettings, opening: Opening = open_pipeline) -> Fas
         log.error("%s %s", request.method, request.url.path, exc_info=error)
         return JSONResponse({"detail": "the server can't read or write its files"}, 503, headers={"Retry-After": "10"})
 
-    def key_owner(
+    async def key_owner(
         bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
         key: Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))],
     ) -> str:
@@ -130,7 +130,7 @@ def create_app(settings: ServeSettings, opening: Opening = open_pipeline) -> Fas
             raise HTTPException(401, "expected an API key", headers={"WWW-Authenticate": "Bearer"})
         return found
 
-    def everyone() -> None:
+    async def everyone() -> None:
         return None
 
     Owner = Annotated[str | None, Depends(everyone if service.hashes is None else key_owner)]
