@@ -30,6 +30,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror csrc/*
 	$(BIN)/mypy
+	$(BIN)/hadolint deploy/Dockerfile
 
 # The native CPU code under the address and undefined-behaviour sanitizers, in under three minutes. Python itself leaks,
 # so leaks don't count; libstdc++ goes in first too, or else exceptions are not seen coming.
