@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -97,6 +98,13 @@ def test_a_form_to_files(client):
     assert "attachment" in file.headers["content-disposition"]
     assert Image.open(io.BytesIO(file.content)).size == (33, 21)
     assert client.delete(job).status_code == 409
+
+
+def test_a_job_that_ended_while_it_was_described(client):
+    """Its state and its files are of one moment: files belong to jobs that are done."""
+    job = client.service.store.get(ended(client, queued(client))["id"])
+    assert client.service.describe(job)["files"]
+    assert client.service.describe(dataclasses.replace(job, state="running"))["files"] == []
 
 
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])

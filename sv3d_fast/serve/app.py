@@ -23,7 +23,7 @@ from sv3d_fast import __version__
 from .answers import Health, JobEvent, JobStatus, Problem, Readiness
 from .execution import Opening, device_names, open_pipeline
 from .generation import Generation
-from .jobs import CANCELLED, ENDED, QUEUED, Job, JobStore, QueueFullError
+from .jobs import CANCELLED, DONE, ENDED, QUEUED, Job, JobStore, QueueFullError
 from .keys import find_owner, read_hashes
 from .metrics import Metrics
 from .middleware import METHODS, BodyLimit, Measured
@@ -81,7 +81,7 @@ class Service:
     def describe(self, job: Job) -> dict[str, Any]:
         """A job as its client sees it."""
         here = f"/v1/jobs/{job.id}"
-        files = self.store.files(job.id)
+        files = self.store.files(job.id) if job.state == DONE else {}  # it may have ended since it was read
         return {
             "id": job.id, "mode": job.mode, "state": job.state, "reason": job.reason, "progress": job.progress,
             "attempts": job.attempts, "created": job.created, "started": job.started, "ended": job.ended,
