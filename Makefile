@@ -4,22 +4,33 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast check sanitize bench bars gpu clean
+.PHONY: demo test test-fast check sanitize bench bars gpu browser clean
 
 demo: $(READY)
 	$(BIN)/sv3d-fast run examples/armchair.png -o out/demo
 
-test: $(READY)
+test: $(READY) browser
 	$(BIN)/python -m pytest
 
-test-fast: $(READY)
+test-fast: $(READY) browser
 	$(BIN)/python -m pytest -m "not slow"
+
+# Debian's browser and its driver, for the tests that look at pages; installed where that is allowed.
+BROWSER := chromium chromium-driver fonts-dejavu-core
+
+browser:
+	@command -v chromium > /dev/null && command -v chromedriver > /dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get > /dev/null || { \
+			echo "the tests need chromium and chromedriver: apt-get install $(BROWSER)" >&2; exit 1; }; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends $(BROWSER) > /dev/null; }
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror csrc/*
 	$(BIN)/mypy
+	$(BIN)/hadolint deploy/Dockerfile
 
 # The native CPU code under the address and undefined-behaviour sanitizers, in under three minutes. Python itself leaks,
 # so leaks don't count; libstdc++ goes in first too, or else exceptions are not seen coming.
@@ -63,5 +74,5 @@ $(READY): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "setuptools>=77" wheel cmake ninja \
 		torch apache-tvm-ffi meshoptimizer
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[test,dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[test,test-formats,test-pages,dev]"
 	touch $(READY)

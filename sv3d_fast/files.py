@@ -1,15 +1,25 @@
 """Files appear under their final name complete or not at all: they are written beside it, then renamed.
 
-Whatever keeps a file from being written (a full disk, a folder that can't be written) becomes an OutputError.
+Whatever keeps a file from being written (a full disk, a folder that can't be written) becomes an OutputError. What a
+process that was killed left unfinished tells by its name whose it was, and `tidy` removes it.
 """
 
 import contextlib
+import functools
 import os
 import re
 import secrets
 import shutil
+import socket
+import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+ABANDONED = 86_400.0  # seconds after which an unfinished file is nobody's, wherever its writer ran
+UNFINISHED = re.compile(
+    r"\.(?P<stem>.+)\.(?P<writer>[0-9a-f]+-[0-9]+-[0-9]+)-[0-9a-f]+\.(?P<kind>partial|old)(?P<suffix>.*)"
+)
 
 
 class OutputError(ValueError):
@@ -50,7 +60,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     block raises, the earlier folder stays. Raises OutputError in place of an OSError.
     """
     path = Path(path)
-    partial, old = _beside(path), _beside(path)
+    partial, old = _beside(path), _beside(path, "old")
     with _as_output_error(path):
         try:
             partial.mkdir()
@@ -78,13 +88,74 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
     return write_bytes(path, text.encode())
 
 
+def tidy(folder: str | os.PathLike) -> None:
+    """Removes what dead processes left unfinished in a folder, and puts back a folder that one was about to replace.
+
+    A process is dead if it ran here and has ended, or if what it wrote is a day old. Raises OutputError.
+    """
+    folder = Path(folder)
+    with _as_output_error(folder):
+        for left in sorted(folder.glob(".*-*-*.*")):
+            match = UNFINISHED.fullmatch(left.name)
+            if match is None or not _is_abandoned(left, match["writer"]):
+                continue
+            path = folder / (match["stem"] + match["suffix"])
+            if match["kind"] == "old" and not path.exists():
+                os.replace(left, path)
+            elif left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
 def natural_order(name: str) -> list:
     """Sort key that reads runs of digits as numbers: frame2 before frame10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.findall(r"\d+|\D+", name)]
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+def _beside(path: Path, kind: str = "partial") -> Path:
+    pid = os.getpid()
+    return path.with_name(f".{path.stem}.{_here()}-{pid}-{_began(pid)}-{secrets.token_hex(4)}.{kind}{path.suffix}")
+
+
+@functools.cache
+def _here() -> str:
+    """Tells machines, and containers with processes of their own, apart."""
+    try:
+        processes = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        processes = ""
+    return f"{zlib.crc32(f'{socket.gethostname()} {processes}'.encode()):08x}"
+
+
+def _began(pid: int) -> int:
+    """When a process of this machine began, in ticks since Linux booted; 0 for one that isn't there, or unknown."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])  # the name, in brackets, may hold anything
+
+
+def _is_abandoned(left: Path, writer: str) -> bool:
+    place, pid, began = writer.split("-")
+    try:
+        age = time.time() - left.lstat().st_ctime  # which a rename sets, unlike the time of its content
+    except FileNotFoundError:  # its writer has just finished it
+        return False
+    if age > ABANDONED:
+        return True
+    if place != _here():
+        return False
+    if int(began):
+        return _began(int(pid)) != int(began)
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return False
 
 
 @contextlib.contextmanager

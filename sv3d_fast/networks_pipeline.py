@@ -1,6 +1,7 @@
 """SV3D's networks as a diffusers pipeline holds them: loaded, saved, moved between devices."""
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -23,6 +24,22 @@ from .offload import resident, streamed, tensors_of
 from .prediction import release
 
 NETWORKS = ("unet", "vae", "image_encoder")
+
+
+class Turns:
+    """A lock for the calls of one pipeline, which a thread that has it may take again; its copies are new ones."""
+
+    def __init__(self):
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple:
+        return Turns, ()
 
 
 class NetworksPipeline(DiffusionPipeline):
@@ -53,6 +70,7 @@ class NetworksPipeline(DiffusionPipeline):
         self.video_processor = VideoProcessor(do_resize=True, vae_scale_factor=self.vae_scale_factor)
         self._offload_device: torch.device | None = None
         self._offload_by_block = False
+        self._turns = Turns()
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # named keywords: an unknown one is a TypeError

@@ -16,6 +16,7 @@ from .camera import Orbit
 AXES = "world: right-handed, z up, object at the origin; camera: OpenGL (x right, y up, z backward)"
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 MAX_BYTES = 64 << 20
+FAR = 1e9  # of a camera's place, in any unit; products of such numbers are finite
 MAX_ANGLE = 0.5  # degrees a camera may look past the origin or tilt
 SUPPORTED = "supported are upright pinhole cameras at one distance from the origin that look at it, z up"
 
@@ -90,8 +91,10 @@ def _matrix(path: Path, index: int, rows) -> np.ndarray:
         matrix = np.array(rows, np.float64)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: frame {index}: expected a 4x4 transform_matrix of numbers") from error
-    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
-        raise ValueError(f"{path}: frame {index}: expected a finite 4x4 transform_matrix, got shape {matrix.shape}")
+    if matrix.shape != (4, 4) or not (np.abs(matrix) < FAR).all():  # False for NaN too
+        raise ValueError(
+            f"{path}: frame {index}: expected a finite 4x4 transform_matrix, below {FAR:g}, got shape {matrix.shape}"
+        )
     rotation = matrix[:3, :3]
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
         raise ValueError(f"{path}: frame {index}: expected a rotation in transform_matrix, got scale, skew or a mirror")

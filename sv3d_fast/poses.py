@@ -76,7 +76,7 @@ def _degrees(poses: Sequence[Mapping[str, float]]) -> tuple[list[float], list[fl
         for key, column in values.items():
             try:
                 column.append(float(pose[key]))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise ValueError(f"poses[{index}]: {key}: expected degrees, got {pose[key]!r}") from None
     return values["elevation"], values["azimuth"]
 
@@ -88,7 +88,7 @@ def _from_radians(polars_rad: Any, azimuths_rad: Any) -> tuple[torch.Tensor, tor
             raise ValueError(f"{name}: expected with the other of polars_rad and azimuths_rad, got None")
         try:
             column = torch.as_tensor(value, dtype=torch.float64).cpu()
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ValueError(f"{name}: expected numbers, one for each frame, got {value!r}") from None
         if column.ndim != 1:
             raise ValueError(f"{name}: expected (T,), one number for each frame, got {tuple(column.shape)}")

@@ -50,7 +50,8 @@ class StableVideo3DPipeline(NetworksPipeline):
     package's, so `scheduler` can be read and not replaced, and there is no feature_extractor; bad arguments are found
     before anything runs. `enable_attention_slicing`, `enable_xformers_memory_efficient_attention` and
     `enable_vae_slicing` are accepted and change nothing: attention never stores its matrix, and the decoder sees
-    `decode_chunk_size` frames at a time.
+    `decode_chunk_size` frames at a time. Threads may call one pipeline: they take turns, and what one gets depends on
+    its own arguments alone, as long as each brings its own generator.
     """
 
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
@@ -161,17 +162,18 @@ class StableVideo3DPipeline(NetworksPipeline):
         images = self._read_images(image, height, width)
         image_noise, noise = self._draw(images, len(orbit), copies, generator, latents, shift)
 
-        scales = sampler.triangle_guidance(config, len(orbit)).roll(shift).to(noise.device)
-        self._guidance_scale = scales.expand(len(noise), -1)[..., None, None, None]
-        self._num_timesteps, self._interrupt = config.steps, False
-        given = self._condition(images, [orbit] * len(images), image_noise, config.cond_aug, copies)
-        running: Steps = denoising(self.unet, given, noise, config, levels)
-        made = self._run(running, config.steps, callback_on_step_end, callback_on_step_end_tensor_inputs, shift)
-        if output_type == "latent":
-            frames: Frames = made.roll(shift, 1)
-        else:
-            frames = self._decode(made, images.repeat_interleave(copies, 0), decode_chunk_size, shift, output_type)
-        self.maybe_free_model_hooks()
+        with self._turns:
+            scales = sampler.triangle_guidance(config, len(orbit)).roll(shift).to(noise.device)
+            self._guidance_scale = scales.expand(len(noise), -1)[..., None, None, None]
+            self._num_timesteps, self._interrupt = config.steps, False
+            given = self._condition(images, [orbit] * len(images), image_noise, config.cond_aug, copies)
+            running: Steps = denoising(self.unet, given, noise, config, levels)
+            made = self._run(running, config.steps, callback_on_step_end, callback_on_step_end_tensor_inputs, shift)
+            if output_type == "latent":
+                frames: Frames = made.roll(shift, 1)
+            else:
+                frames = self._decode(made, images.repeat_interleave(copies, 0), decode_chunk_size, shift, output_type)
+            self.maybe_free_model_hooks()
         return StableVideo3DPipelineOutput(frames) if return_dict else frames
 
     def _sampling(self, steps, sigmas, low, high, strength) -> tuple[SamplerConfig, list[float] | None]:

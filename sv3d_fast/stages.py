@@ -16,7 +16,7 @@ import torch
 
 from . import __version__
 from .events import Event, FileWritten, StageFinished, StageResumed, StageStarted, Warned
-from .files import OutputError, make_folder, write_text
+from .files import OutputError, make_folder, tidy, write_text
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
@@ -96,6 +96,7 @@ class Record:
         folder = make_folder(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"can't write {folder}: permission denied")
+        tidy(folder)
         before = {} if overwrite else _read_stages(folder, plan)
         return cls(folder, device, plan, {**header, "stages": {}, "warnings": []}, before)
 

@@ -8,6 +8,7 @@ import math
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import trimesh
@@ -16,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from sv3d_fast import pipeline
 from sv3d_fast.preview import write_preview
+from sv3d_fast.scene.corners import to_y_up
 from sv3d_fast.scene.fit import FitConfig
 from sv3d_fast.scene.splats import Splats
 from sv3d_fast.settings import Settings
@@ -94,14 +96,17 @@ def test_outputs_are_comfyuis_types(nodes, host, tmp_path):
     assert list(tmp_path.glob("sv3d-fast-*")) == []
 
 
-def test_splats_are_turned_to_y_down(host):
-    """Against the covariances of the same turn as a matrix: the file's x, y, z are the world's -y, -z, x."""
+def test_splats_stand_as_the_mesh_for_comfyuis_cameras(host):
+    """ComfyUI takes a camera from the axes of its meshes to those of its splats as (x, -y, -z)."""
     from sv3d_fast.frontends.comfyui import to_splat
 
     generator = torch.Generator().manual_seed(0)
     given = Splats(*(torch.randn(*shape, generator=generator) for shape in ((7, 3), (7, 4), (7, 3), (7,), (7, 3))))
     means, scales, quats, opacities, harmonics = (part[0] for part in to_splat(given).values)
-    turn = torch.tensor([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])
+    of_mesh = torch.from_numpy(to_y_up(np.eye(3))).float().T  # its columns: where the world's axes go
+    turn = torch.diag(torch.tensor([1.0, -1, -1])) @ of_mesh
+    front = turn @ torch.tensor([1.0, 0, 0])
+    assert front.tolist() == [0, 0, -1]  # which its default camera, at -z, looks at
     assert torch.allclose(means, given.means @ turn.T, atol=1e-6)
     expected = turn @ covariances(given.quats, given.scales) @ turn.T
     assert torch.allclose(covariances(quats, scales), expected, rtol=1e-4, atol=1e-5)

@@ -1,6 +1,5 @@
 """The page of `sv3d-fast ui`, by a client of the server that it starts."""
 
-import functools
 import re
 import subprocess
 import sys
@@ -9,14 +8,12 @@ import zipfile
 import numpy as np
 import pytest
 import trimesh
-from PIL import Image, ImageDraw
+from gradio_page import photo, serving
+from PIL import Image
 
-from sv3d_fast import cli, pipeline
+from sv3d_fast import cli
 from sv3d_fast.events import Progress
-from sv3d_fast.preview import write_preview
-from sv3d_fast.scene.fit import FitConfig
 
-SMALL = {"steps": 1, "frame_size": 64, "mc_resolution": 24, "target_faces": 300, "texture_resolution": 64}
 STATUS, ORBIT, MESH, FILES, EVERYTHING = range(5)  # the outputs
 
 
@@ -42,27 +39,8 @@ def client(tmp_path_factory):
     pytest.importorskip("gradio", reason="the extra gradio is not installed")
     from gradio_client import Client
 
-    from sv3d_fast.frontends.gradio import make_page, open_page
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-        small = FitConfig(size=32, count=300, steps=20, views_per_step=1)
-        patch.setattr(FitConfig, "of", classmethod(lambda cls, device, size: small))
-        patch.setattr(pipeline, "write_preview", functools.partial(write_preview, tile=32))
-        page = make_page(**SMALL)
-        address = open_page(page, host=None, port=None, wait=False)
+    with serving(tmp_path_factory.mktemp("gradio")) as address:
         yield Client(address, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
-        page.close()
-
-
-def photo(path, *, object_there=True):
-    image = Image.new("RGBA", (96, 96))
-    if object_there:
-        pen = ImageDraw.Draw(image)
-        pen.ellipse((24, 18, 72, 78), fill=(200, 60, 40, 255))
-        pen.rectangle((34, 40, 62, 56), fill=(40, 80, 200, 255))
-    image.save(path)
-    return path
 
 
 def submit(client, path, *, elevation=10, seed=3, purpose=""):

@@ -2,10 +2,12 @@
 
 import base64
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import signal
+import sqlite3
 import struct
 import time
 import zlib
@@ -96,6 +98,13 @@ def test_a_form_to_files(client):
     assert "attachment" in file.headers["content-disposition"]
     assert Image.open(io.BytesIO(file.content)).size == (33, 21)
     assert client.delete(job).status_code == 409
+
+
+def test_a_job_that_ended_while_it_was_described(client):
+    """Its state and its files are of one moment: files belong to jobs that are done."""
+    job = client.service.store.get(ended(client, queued(client))["id"])
+    assert client.service.describe(job)["files"]
+    assert client.service.describe(dataclasses.replace(job, state="running"))["files"] == []
 
 
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
@@ -230,6 +239,35 @@ def test_a_killed_worker_is_replaced_and_its_job_redone(client):
     always = ended(client, queued(client, fakes.DIES))
     assert always["state"] == "failed"
     assert always["reason"] == "the worker process died in each of 3 attempts"
+
+
+def test_a_database_that_fails_for_a_while(client, monkeypatch):
+    """The disk is full just when a worker has died: its job is redone once there is room."""
+    supervisor, failures = client.service.supervisor, iter(range(2))
+    recover = supervisor.store.recover
+
+    def full(*arguments):
+        if next(failures, None) is not None:
+            raise sqlite3.OperationalError("database or disk is full")
+        return recover(*arguments)
+
+    monkeypatch.setattr(supervisor.store, "recover", full)
+    once = ended(client, queued(client, fakes.DIES_ONCE))
+    assert (once["state"], once["attempts"]) == ("done", 2)
+    assert next(failures, None) is None
+    assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("database or disk is full"), OSError(28, "/secret")])
+def test_a_full_disk_is_no_crash(client, monkeypatch, error):
+    def full(*arguments):
+        raise error
+
+    kept = set((client.service.settings.jobs_dir).iterdir())
+    monkeypatch.setattr(client.service.store, "submit", full)
+    answer = post(client)
+    assert (answer.status_code, answer.json()) == (503, {"detail": "the server can't read or write its files"})
+    assert set((client.service.settings.jobs_dir).iterdir()) == kept
 
 
 def test_metrics(client):

@@ -1,5 +1,7 @@
 """The drop-in pipeline: numbers against diffusers' classes, and every promise of its interface on a tiny model."""
 
+import copy
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -338,3 +340,51 @@ def test_guidance(pipe):
     assert pipe.guidance_scale.shape == (1, FRAMES, 1, 1, 1)
     guided = pipe(picture(), max_guidance_scale=4.0, generator=seeded(), output_type="latent").frames
     assert relative_error(made, guided) > 1e-4
+
+
+# Threads
+
+
+def test_threads_take_turns(folder):
+    """A second request comes while the first is at a step: each gives what it gives alone, to the bit."""
+    pipe = load(folder, torch_dtype={"vae": torch.float16, "default": torch.float32})  # float32 while it is used
+
+    def request(seed, **options):
+        poses = even_turn(elevation=float(seed))
+        return pipe(picture(seed), poses=poses, generator=seeded(seed), output_type="pt", **options).frames
+
+    alone = [request(1), request(2)]
+    together, steps = {}, []
+    second = threading.Thread(target=lambda: together.update({2: request(2, callback_on_step_end=noted(2))}))
+
+    def noted(number):
+        def note(pipe, index, timestep, inputs):
+            steps.append((number, index, pipe.num_timesteps))
+            if (number, index) == (1, 0):
+                second.start()
+                second.join(0.5)  # as long as it can't end
+            return inputs
+
+        return note
+
+    together[1] = request(1, callback_on_step_end=noted(1))
+    second.join()
+    assert steps == [(number, index, STEPS) for number in (1, 2) for index in range(STEPS)]
+    assert torch.equal(together[1], alone[0])
+    assert torch.equal(together[2], alone[1])
+    assert not torch.equal(alone[0], alone[1])
+
+
+def test_global_random_numbers_are_left_alone(pipe):
+    before = torch.get_rng_state()
+    pipe(picture(), poses=even_turn(), generator=seeded(), output_type="latent")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_copy_has_turns_of_its_own(pipe):
+    with pipe._turns:
+        twin, done = copy.deepcopy(pipe), []
+        call = threading.Thread(target=lambda: done.append(twin(picture(), poses=even_turn(), generator=seeded())))
+        call.start()
+        call.join()
+    assert len(done) == 1

@@ -20,13 +20,16 @@ from sv3d_fast.events import Event, Progress
 from sv3d_fast.pipeline import open_model, running
 from sv3d_fast.scene.corners import split, to_y_up
 from sv3d_fast.scene.mesh import Mesh
-from sv3d_fast.scene.splat_axes import Y_DOWN
+from sv3d_fast.scene.splat_axes import Axes
 from sv3d_fast.scene.splats import SH_C0, Splats
 from sv3d_fast.settings import EMBEDDED, PURPOSES, Settings
 
 CATEGORY = "sv3d-fast"
 MODEL = io.Custom("SV3D_FAST_MODEL")
 ANY_PURPOSE = "any"
+# Its splats are y-down and face their viewer along -z: the axes of its meshes, which are glTF's, turned by 180 degrees
+# about x (comfy_extras/nodes_gaussian_splat.py takes its cameras to the splats that way).
+SPLAT_AXES = Axes((1, 2, 0), (1, -1, -1), (0.5, 0.5, 0.5, -0.5))
 
 
 class LoadSV3D(io.ComfyNode):
@@ -137,9 +140,9 @@ def picture(image: torch.Tensor, mask: torch.Tensor | None) -> Image.Image:
 
 
 def to_splat(splats: Splats) -> Types.SPLAT:
-    """ComfyUI's splats: a batch of one, after the activations, in the y-down axes of splat PLY files."""
+    """ComfyUI's splats: a batch of one, after the activations, where its cameras see them as they see the mesh."""
     s = splats.detach().to("cpu")
-    means, quats = (torch.from_numpy(np.ascontiguousarray(part)).float()[None] for part in Y_DOWN.of_world(s))
+    means, quats = (torch.from_numpy(np.ascontiguousarray(part)).float()[None] for part in SPLAT_AXES.of_world(s))
     quats = torch.nn.functional.normalize(quats, dim=-1)
     harmonics = ((s.colors - 0.5) / SH_C0)[None, :, None]
     return Types.SPLAT(means, s.scales[None], quats, s.opacities[None, :, None], harmonics)

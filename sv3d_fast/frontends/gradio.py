@@ -22,7 +22,15 @@ except ImportError as error:
 WAITING = 16  # pictures in the queue; who comes later is told to come again
 LARGEST = "64mb"  # of an upload
 KEPT = 24 * 3600  # seconds that gradio keeps uploads and results
+SIDE = 360  # pixels, of the pictures and the mesh
 FONT = "system-ui"  # gradio's own fonts come from the network
+CSS = """
+.whole img { width: 100%; height: 100%; object-fit: contain; }
+progress { appearance: none; width: 100%; height: 8px; border: 0; border-radius: 4px; overflow: hidden; }
+progress, progress::-webkit-progress-bar { background: var(--border-color-primary); }
+progress::-webkit-progress-value { background: var(--color-accent); }
+progress::-moz-progress-bar { background: var(--color-accent); }
+"""
 
 
 def make_page(**given: Any) -> gr.Blocks:
@@ -40,13 +48,18 @@ def make_page(**given: Any) -> gr.Blocks:
                 settings = Settings.of(
                     **given | {"elevation": elevation, "seed": int(seed), "purpose": purpose or default.purpose}
                 )
-                yield {status: "", orbit: None, mesh: None, files: None, everything: None}
+                yield {status: "", orbit: None, mesh: None, **offer(None, None)}
                 for event in running(photo, folder, settings, model=model):
                     yield from show(event)
             except ValueError as error:
                 raise gr.Error(str(error)) from error
             written = sorted(str(path) for path in folder.iterdir() if path.is_file())
-            yield {status: "Done", files: written, everything: shutil.make_archive(str(folder), "zip", folder)}
+            yield {status: "Done", **offer(written, shutil.make_archive(str(folder), "zip", folder))}
+
+    def offer(written: list[str] | None, archive: str | None) -> dict:
+        """The files to download; None takes them off the page."""
+        there = written is not None
+        return {files: gr.File(written, visible=there), everything: gr.DownloadButton(value=archive, interactive=there)}
 
     def show(event: Event) -> Generator[dict, None, None]:
         """What an event changes on the page."""
@@ -65,7 +78,10 @@ def make_page(**given: Any) -> gr.Blocks:
         gr.Markdown("# One photo to an orbit, splats and a textured mesh")
         with gr.Row():
             with gr.Column():
-                photo = gr.Image(label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard"])
+                photo = gr.Image(
+                    label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard"],
+                    height=SIDE, elem_classes="whole",
+                )  # fmt: skip
                 elevation = gr.Slider(-89, 89, default.elevation, label="Elevation of its camera, degrees")
                 seed = gr.Number(default.seed, label="Seed", precision=0, minimum=0)
                 purpose = gr.Radio([("any", ""), *PURPOSES], value=default.purpose or "", label="For")
@@ -74,10 +90,13 @@ def make_page(**given: Any) -> gr.Blocks:
                     stop = gr.Button("Stop")
                 status = gr.HTML(label="Progress")
             with gr.Column():
-                orbit = gr.Image(label="Orbit", type="filepath", interactive=False, buttons=["download"])
-                mesh = gr.Model3D(label="Mesh", interactive=False)
-                everything = gr.DownloadButton("Download everything")
-                files = gr.File(label="Files", file_count="multiple", interactive=False)
+                orbit = gr.Image(
+                    label="Orbit", type="filepath", interactive=False, buttons=["download"], height=SIDE,
+                    elem_classes="whole",
+                )  # fmt: skip
+                mesh = gr.Model3D(label="Mesh", interactive=False, height=SIDE)
+                everything = gr.DownloadButton("Download everything", interactive=False)
+                files = gr.File(label="Files", file_count="multiple", interactive=False, visible=False)
         made = start.click(
             make,
             [photo, elevation, seed, purpose],
@@ -108,6 +127,7 @@ def open_page(page: gr.Blocks, *, host: str | None, port: int | None, wait: bool
         prevent_thread_lock=not wait,
         max_file_size=LARGEST,
         theme=gr.themes.Default(font=FONT, font_mono="monospace"),
+        css=CSS,
         footer_links=[],
         quiet=not wait,
     )

@@ -47,6 +47,10 @@ class VAEConfig:
     latent_channels: int = 4
     scaling: float = 0.18215
 
+    def __post_init__(self):
+        if not 1e-6 <= self.scaling <= 1e6:
+            raise ValueError(f"scaling_factor: expected 1e-06 to 1e+06, got {self.scaling}")
+
     @property
     def factor(self) -> int:
         """Pixels per latent along a side."""
@@ -68,7 +72,10 @@ class CLIPConfig:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """EDM sampling: sigmas from sigma_max to sigma_min, guidance from min to max to min over the frames."""
+    """EDM sampling: sigmas from sigma_max to sigma_min, guidance from min to max to min over the frames.
+
+    Raises ValueError for numbers that no sampling can have.
+    """
 
     steps: int = 50
     sigma_max: float = 700.0
@@ -77,6 +84,20 @@ class SamplerConfig:
     min_guidance: float = 1.0
     max_guidance: float = 2.5
     cond_aug: float = 1e-5
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("steps", 1, 1000),
+            ("sigma_max", 1e-3, 1e5),
+            ("sigma_min", 1e-6, self.sigma_max),
+            ("rho", 0.1, 100),
+            ("min_guidance", 0, 1000),
+            ("max_guidance", 0, 1000),
+            ("cond_aug", 0, 10),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name}: expected {low:g} to {high:g}, got {str(value)[:40]}")
 
 
 @dataclass(frozen=True)

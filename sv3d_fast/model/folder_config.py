@@ -26,7 +26,7 @@ DOWN = ("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal")
 UP = ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal")
 REQUIRED = object()
 # Far above every known network, and low enough that a damaged or hostile file is refused before a network is built.
-MAX_SIZE, MAX_LAYERS, MAX_LEVELS = 1 << 16, 256, 16
+MAX_SIZE, MAX_LAYERS, MAX_LEVELS, MAX_FRAMES, MAX_SIDE = 1 << 16, 256, 16, 1000, 4096
 
 T = TypeVar("T")
 
@@ -64,11 +64,11 @@ class JSONFile:
             raise CheckpointError(f"{self.path}: {key}: expected a finite number, got {value}")
         return value
 
-    def size(self, key: str, default: Any = REQUIRED) -> int:
+    def size(self, key: str, default: Any = REQUIRED, limit: int = MAX_SIZE) -> int:
         value = self.get(key, int, default)
         if value < 1:
-            raise CheckpointError(f"{self.path}: {key}: expected at least 1, got {value}")
-        limit = MAX_LAYERS if "layers" in key else MAX_SIZE
+            raise CheckpointError(f"{self.path}: {key}: expected at least 1, got {_short(value)}")
+        limit = MAX_LAYERS if "layers" in key else limit
         if value > limit:
             raise CheckpointError(f"{self.path}: {key}: expected at most {limit}, got {_short(value)}")
         return value
@@ -167,8 +167,8 @@ def _read_rest(file: JSONFile, vae: VAEConfig) -> dict[str, Any]:
     sampler, defaults = ours.nested("sampler"), asdict(SamplerConfig())
     return {
         "sampler": SamplerConfig(**{name: sampler.get(name, type(value), value) for name, value in defaults.items()}),
-        "image_size": ours.size("image_size", file.size("sample_size", 72) * vae.factor),
-        "frames": file.size("num_frames") if ours.values else ModelConfig().frames,
+        "image_size": ours.size("image_size", file.size("sample_size", 72) * vae.factor, MAX_SIDE),
+        "frames": file.size("num_frames", limit=MAX_FRAMES) if ours.values else ModelConfig().frames,
     }
 
 

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+Mode = Literal["orbit", "mesh", "preview"]
 ORBIT = {"seed", "steps", "elevation", "orbit", "frame_size", "foreground_ratio", "remove_background"}
 TAKEN = {
     "orbit": ORBIT,
@@ -17,7 +18,7 @@ class Generation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    mode: Literal["orbit", "mesh", "preview"] = Field("mesh", description="preview: a mesh by TripoSR in one pass")
+    mode: Mode = Field("mesh", description="preview: a mesh by TripoSR in one pass")
     seed: int | None = Field(None, ge=0, lt=2**63, description="of the noise and of the fit")
     steps: int | None = Field(None, ge=1, le=200, description="denoising steps")
     elevation: float | None = Field(None, ge=-89, le=89, description="of the picture's camera, degrees")

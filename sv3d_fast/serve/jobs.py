@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-QUEUED, RUNNING, DONE, FAILED, CANCELLED = STATES = ("queued", "running", "done", "failed", "cancelled")
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+QUEUED, RUNNING, DONE, FAILED, CANCELLED = STATES = get_args(State)
 ENDED = (DONE, FAILED, CANCELLED)
 RECENT = 20  # finished jobs whose mean time tells how long a queue takes
 LAYOUT = """

@@ -4,6 +4,7 @@ import itertools
 import logging
 import multiprocessing
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from .settings import ServeSettings
 from .worker import DRAIN, STOP, WAKE, Finished, Ready, Refused, work
 
 TICK = 0.25  # seconds between two looks at the clock
+RETRY = 1.0  # seconds after a look that failed
 HUNG = 60.0  # seconds past its deadline after which a job's worker is killed
 STUBBORN = 10.0  # seconds that a worker has to stop once it was told
 SLOWEST_RESTART = 30.0  # seconds between two starts of a worker that dies before it is ready
@@ -58,7 +60,8 @@ class Supervisor:
         self.settings, self.store, self.metrics = settings, store, metrics
         self.devices, self.opening, self.on_refusal = devices, opening, on_refusal
         self.draining = threading.Event()
-        self._deadline = 0.0  # of the drain, monotonic
+        self._deadline = self._purged = 0.0  # of the drain, and when old jobs last went; monotonic
+        self._told = ""  # to the workers, while they drain
         self._numbers = itertools.count(1)
         self._workers: dict[int, _Worker] = {}
         self._pauses = [_Pause() for _ in devices]
@@ -96,28 +99,32 @@ class Supervisor:
         self._thread.join()
 
     def _run(self) -> None:
-        purged, told = 0.0, ""
-        while True:
-            now = time.monotonic()
-            if self.draining.is_set():
-                order = STOP if now > self._deadline else DRAIN
-                if order != told:
-                    told = order
-                    for worker in self._workers.values():
-                        _tell(worker, order)
-                if now > self._deadline + STUBBORN:
-                    for worker in self._workers.values():
-                        worker.process.kill()
-                if not self._workers:
-                    return
-            else:
-                self._start_missing(now)
-            self._listen()
-            self._kill_hung()
-            if now - purged > PURGE_EVERY:
-                purged = now
-                for job in self.store.purge(time.time() - 3600 * self.settings.keep_hours):
-                    shutil.rmtree(self.settings.jobs_dir / job, ignore_errors=True)
+        while not (self.draining.is_set() and not self._workers):
+            try:
+                self._look()
+            except (OSError, sqlite3.Error):  # no process or no memory to be had, a full disk: it may pass
+                log.exception("the workers could not be looked after")
+                time.sleep(RETRY)
+
+    def _look(self) -> None:
+        self._listen()
+        self._kill_hung()
+        now = time.monotonic()
+        if self.draining.is_set():
+            order = STOP if now > self._deadline else DRAIN
+            if order != self._told:
+                self._told = order
+                for worker in self._workers.values():
+                    _tell(worker, order)
+            if now > self._deadline + STUBBORN:
+                for worker in self._workers.values():
+                    worker.process.kill()
+        else:
+            self._start_missing(now)
+        if now - self._purged > PURGE_EVERY:
+            self._purged = now
+            for job in self.store.purge(time.time() - 3600 * self.settings.keep_hours):
+                shutil.rmtree(self.settings.jobs_dir / job, ignore_errors=True)
 
     def _start_missing(self, now: float) -> None:
         for slot, device in enumerate(self.devices):
@@ -155,10 +162,10 @@ class Supervisor:
     def _bury(self, slot: int, worker: _Worker) -> None:
         worker.process.kill()  # its pipe is closed: whatever is left of it can't be talked to
         worker.process.join()
+        for job in self.store.recover(worker.name, self.settings.max_attempts):  # or else it is buried once more
+            log.warning("worker %s died while it ran job %s: %s", worker.name, job.id, job.state)
         worker.connection.close()
         del self._workers[slot]
-        for job in self.store.recover(worker.name, self.settings.max_attempts):
-            log.warning("worker %s died while it ran job %s: %s", worker.name, job.id, job.state)
         if self.draining.is_set():
             return
         log.warning("worker %s ended with status %s and is replaced", worker.name, worker.process.exitcode)

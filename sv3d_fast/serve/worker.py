@@ -26,7 +26,7 @@ WAKE, DRAIN, STOP = "wake", "drain", "stop"
 PICTURE, RESULT = "result.png", "result"  # in a job's folder; `previewing` names its folder after the picture
 IDLE = 1.0  # seconds after which a worker looks for jobs unasked
 EVERY = 0.1  # seconds between two reports of progress of a stage
-NICE = 5  # of a worker on the CPU, so that the server answers while it computes
+NICE = 10  # of a worker on the CPU, so that the server answers while it computes
 UNTRUSTED = 3  # exit status after an error of our own: who knows what it left in the process
 
 log = logging.getLogger(__name__)
