@@ -91,10 +91,10 @@ def _matrix(path: Path, index: int, rows) -> np.ndarray:
         matrix = np.array(rows, np.float64)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: frame {index}: expected a 4x4 transform_matrix of numbers") from error
-    if matrix.shape != (4, 4) or not (np.abs(matrix) < FAR).all():  # False for NaN too
-        raise ValueError(
-            f"{path}: frame {index}: expected a finite 4x4 transform_matrix, below {FAR:g}, got shape {matrix.shape}"
-        )
+    if matrix.shape != (4, 4):
+        raise ValueError(f"{path}: frame {index}: expected a 4x4 transform_matrix, got shape {matrix.shape}")
+    if not (np.abs(matrix) < FAR).all():  # False for NaN too
+        raise ValueError(f"{path}: frame {index}: expected finite numbers in transform_matrix, below {FAR:g}")
     rotation = matrix[:3, :3]
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
         raise ValueError(f"{path}: frame {index}: expected a rotation in transform_matrix, got scale, skew or a mirror")

@@ -96,9 +96,12 @@ def test_a_reversed_orbit_and_an_empty_frame_are_warned_about():
     assert len(warnings) == 1
     assert "other way" in warnings[0].message
     alpha = video().alpha.clone()
-    alpha[4] = 0
+    alpha[[4, 9, 10]] = 0  # more than the hull tolerates
     warnings = [e for e in fitting(replace(video(), alpha=alpha), count=20, steps=1) if isinstance(e, events.Warned)]
-    assert [w.message for w in warnings] == ["frames [4]: the mask is empty"]
+    assert [w.message for w in warnings] == ["frames [4, 9, 10]: the mask is empty; they are left out"]
+    alpha[3:] = 0
+    with pytest.raises(ValueError, match="expected an object in at least 4 of 21, got it in 3"):
+        fit(replace(video(), alpha=alpha), count=20, steps=1)
 
 
 def test_few_frames_and_single_splats():

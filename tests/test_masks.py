@@ -8,8 +8,9 @@ from analytic_scene import ASYMMETRIC, Box, Sphere, render
 
 from bench.ground_truth import compressed
 from sv3d_fast.camera import Orbit
-from sv3d_fast.scene.masks import doubts, foreground
+from sv3d_fast.scene.masks import doubts, foreground, showing
 from sv3d_fast.scene.metrics import iou
+from sv3d_fast.video import OrbitVideo
 
 ORBIT = Orbit.static(15)
 
@@ -102,7 +103,23 @@ def test_empty_masks():
     frames[1] = 255
     alpha = foreground(without_alpha(video, frames))
     assert (alpha[1] == 0).all()
-    assert doubts(alpha) == ["frames [1]: the mask is empty"]
+    with pytest.raises(ValueError, match="an object in at least 4 of 4, got it in 3"):
+        showing(without_alpha(video, frames))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_frames_without_an_object_are_left_out_with_their_cameras(known):
+    video = render(ASYMMETRIC, ORBIT.select([0, 3, 5, 9, 12, 20]), 32)
+    whole, omissions = showing(video)
+    assert omissions == []
+    assert torch.equal(whole.frames, video.frames)
+    frames, alpha = video.frames.clone(), video.alpha.clone()
+    frames[[1, 3]], alpha[[1, 3]] = 255, 0
+    kept, omissions = showing(OrbitVideo(frames, video.orbit, alpha if known else None))
+    assert omissions == ["frames [1, 3]: the mask is empty; they are left out"]
+    assert kept.orbit.azimuths.tolist() == ORBIT.azimuths[[0, 5, 12, 20]].tolist()
+    assert torch.equal(kept.frames, video.frames[[0, 2, 4, 5]])
+    assert kept.alpha.shape == (4, 32, 32)
 
 
 def test_doubts_name_the_frames():

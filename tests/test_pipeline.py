@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from analytic_scene import ASYMMETRIC, render
 from PIL import Image, ImageDraw
 from tiny_sv3d import FRAMES as TINY_FRAMES
 from tiny_sv3d import make_folder as make_tiny
@@ -477,3 +478,21 @@ def test_poses_from_a_file(tmp_path, first_view):
     orbit = make_orbit(Settings(orbit=path))
     assert orbit.azimuths.tolist() == [90, 180, 270, 0]
     assert orbit.elevations.tolist() == [9, 18, 27, 0]
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_empty_frames_are_left_out_and_frames_in_the_wrong_order_are_told(tmp_path, right, monkeypatch):
+    config = FitConfig(size=32, count=500, steps=150, views_per_step=1, lr_means=0.6)
+    monkeypatch.setattr(FitConfig, "of", classmethod(lambda cls, device, size: config))
+    frames = render(ASYMMETRIC, Orbit.static(10), 32).frames
+    if not right:
+        frames = frames[torch.randperm(21, generator=torch.Generator().manual_seed(0))]
+    frames[[2, 7, 8]] = 255
+    for index, frame in enumerate(frames.numpy()):
+        Image.fromarray(frame).save(tmp_path / f"{index}.png")
+    result, *_ = follow(reconstructing(tmp_path, tmp_path / "out", Settings(**SMALL), elevation=10.0))
+    messages = [w["message"] for w in manifest(result.folder)["warnings"]]
+    assert "frames [2, 7, 8]: the mask is empty; they are left out" in messages
+    assert any("frames and cameras disagree" in message for message in messages) != right
+    assert result.figures["Frames"] == 18
+    assert result.figures["Watertight"]

@@ -21,7 +21,7 @@ from sv3d_fast.video import MIN_FRAMES, OrbitVideo
 from .align import displacements, moved
 from .fit_step import EPS2D, NEAR, Schedule, Step, Weights
 from .hull import Hull, azimuth_scores, surface_points, visual_hull
-from .masks import doubts, foreground
+from .masks import doubts, showing
 from .splats import Splats
 
 STAGE = "fit"
@@ -88,7 +88,7 @@ def fitting(
 
     device: the frames' if None. config: FitConfig.of(device, size) if None. count, steps: the configuration's if
     None. Splats that ended invisible are left out of the result. On a CPU the result depends on the inputs and the
-    seed alone; no global random state is used.
+    seed alone; no global random state is used. Frames whose mask is empty are left out, with a warning.
     Raises ValueError for fewer than MIN_FRAMES frames, a count or steps below 1, masks that are empty or agree on
     no volume.
     """
@@ -105,8 +105,10 @@ def fitting(
     size, steps = config.size, config.steps
     generator = torch.Generator().manual_seed(seed)
 
-    alpha = foreground(video).to(device)
-    for doubt in doubts(alpha):
+    video, omissions = showing(video)
+    assert video.alpha is not None
+    alpha = video.alpha.to(device)
+    for doubt in omissions + doubts(alpha):
         yield events.Warned(STAGE, doubt)
     given, other = azimuth_scores(alpha, video.orbit)
     if other > given + REVERSED:

@@ -1,11 +1,13 @@
 """Foreground masks of an orbit on white, from the frames alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from scipy import ndimage
 
 from sv3d_fast.camera import Orbit
-from sv3d_fast.video import OrbitVideo
+from sv3d_fast.video import MIN_FRAMES, OrbitVideo
 
 from .hull import consistency
 
@@ -42,6 +44,25 @@ def foreground(video: OrbitVideo) -> torch.Tensor:
     return alpha
 
 
+def showing(video: OrbitVideo) -> tuple[OrbitVideo, list[str]]:
+    """The frames in which there is an object, with their masks, and a sentence about those that are left out, if any.
+
+    Raises ValueError if fewer than MIN_FRAMES are left, and as `foreground`.
+    """
+    alpha = foreground(video)
+    seen = (alpha >= 0.5).flatten(1).any(1).cpu()
+    if seen.all():
+        return replace(video, alpha=alpha), []
+    kept = seen.nonzero().flatten().tolist()
+    if len(kept) < MIN_FRAMES:
+        raise ValueError(f"frames: expected an object in at least {MIN_FRAMES} of {len(seen)}, got it in {len(kept)}")
+    empty = (~seen).nonzero().flatten().tolist()
+    return (
+        OrbitVideo(video.frames[kept], video.orbit.select(kept), alpha[kept]),
+        [f"frames {empty}: the mask is empty; they are left out"],
+    )
+
+
 def doubts(alpha: torch.Tensor) -> list[str]:
     """What a user should know about masks (T, H, W), one sentence each; empty if they look sound."""
     mask = alpha >= 0.5
@@ -49,7 +70,6 @@ def doubts(alpha: torch.Tensor) -> list[str]:
     typical = area[area > 0].median()
     border = torch.cat([mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1]], 1).any(1)
     found = (
-        ("the mask is empty", area == 0),
         ("the mask is under a quarter of the typical area: the object may be as white as the background",
          (area > 0) & (area < typical / 4)),
         ("the object is cut off by the frame", border),
