@@ -221,11 +221,16 @@ def reconstructing(
             video = replace(video, orbit=replace(video.orbit, elevations=torch.full((len(video.orbit),), estimate)))
             taken = f"the silhouettes say {estimate:.1f} degrees"
         yield record.warn("orbit", f"no elevation was given; {taken}")
-    return (yield from reconstructing_orbit(video, settings, record))
+    return (yield from reconstructing_orbit(video, settings, record, foreign=True))
 
 
-def reconstructing_orbit(video: OrbitVideo, settings: Settings, record: Record) -> Generator[Event, None, Result]:
-    """The second half of `running`: an orbit and its record to splats, mesh and report."""
+def reconstructing_orbit(
+    video: OrbitVideo, settings: Settings, record: Record, *, foreign: bool = False
+) -> Generator[Event, None, Result]:
+    """The second half of `running`: an orbit and its record to splats, mesh and report.
+
+    foreign: whether the cameras are somebody's word, to be doubted where frames don't bear them out.
+    """
     folder, device = record.folder, record.device
     depends: dict[str, Any] = {
         "frames": _digest(video.frames), "alpha": None if video.alpha is None else _digest(video.alpha),
@@ -266,7 +271,7 @@ def reconstructing_orbit(video: OrbitVideo, settings: Settings, record: Record) 
     def judge() -> Generator[Event, None, dict]:
         rendered, alpha = render(splats, video.orbit, video.size)
         agreement = iou(alpha, foreground(video).to(alpha))
-        if agreement < AGREEMENT:
+        if foreign and agreement < AGREEMENT:
             yield Warned("report", f"frames and cameras disagree: splats and masks overlap by {agreement:.2f} only; "
                                    "check elevation, azimuths and the order of the frames")  # fmt: skip
         return _figures(video, rendered, agreement, len(splats), mesh)
