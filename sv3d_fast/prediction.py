@@ -74,6 +74,11 @@ class _GraphedStep:
         for mine, given in zip(self.run.constants(), run.constants(), strict=True):
             mine.copy_(given)
 
+    def free(self) -> None:
+        """Gives the graph's memory back, whoever still refers to the step; it can't be replayed any more."""
+        self.graph.reset()
+        del self.output, self.noisy, self.rows, self.run
+
 
 _side_streams: dict[torch.device, torch.cuda.Stream] = {}
 
@@ -183,7 +188,8 @@ def adopt(unet: SV3DUNet, network: FusedUNet, arena: int) -> None:
 def forget_graphs(unet: SV3DUNet) -> None:
     """Lets go of a step's graph and its memory; the next run captures it anew."""
     if unet in _held:
-        _graphs.pop(_held[unet].network, None)
+        for step in _graphs.pop(_held[unet].network, {}).values():
+            step.free()
 
 
 def release(unet: SV3DUNet) -> None:
