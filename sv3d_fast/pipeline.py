@@ -1,6 +1,5 @@
 """The whole: a photo to an orbit, splats, a textured mesh and a report, as events and as one call."""
 
-import hashlib
 import json
 import platform
 import time
@@ -18,7 +17,8 @@ from .cfg_parallel import twin_of
 from .devices import pick_device, second_device
 from .events import Event, FileWritten, Progress, T, Warned, finish
 from .formats import GLB, PLY, further_files, plan_of
-from .image import load_subject, read_picture
+from .identity import digest, digest_picture, model_identity
+from .image import load_subject
 from .info import chosen_implementations, versions
 from .mini.config import WEIGHTS as EMBEDDED_WEIGHTS
 from .model.weights import SV3DModel, load_model
@@ -49,7 +49,6 @@ AGREEMENT = 0.93  # IoU of splats and masks: right cameras reach 0.96 even on co
 EMBEDDED_RATIO = 0.85  # how the embedded model's training pictures were framed
 SHAPING = ("mc_resolution", "target_faces", "texture_resolution", "texture_format", "unlit")  # settings of mesh.glb
 WRITING = ("mesh_formats", "splat_formats", "height_mm", "texture_format")  # and of the further files
-MODEL_FILES = (".json", ".yaml", ".safetensors", ".ckpt")
 MAX_POSES = 1000
 
 
@@ -233,7 +232,7 @@ def reconstructing_orbit(
     """
     folder, device = record.folder, record.device
     depends: dict[str, Any] = {
-        "frames": _digest(video.frames), "alpha": None if video.alpha is None else _digest(video.alpha),
+        "frames": digest(video.frames), "alpha": None if video.alpha is None else digest(video.alpha),
         "orbit": video.orbit.to_dict(), "seed": settings.seed,
     }  # fmt: skip
     video, omissions = showing(video)
@@ -345,26 +344,6 @@ def manifest_header(source: str | Path, device: torch.device, settings: dict[str
         "implementations": chosen_implementations(device.type),
         "versions": {"sv3d-fast": __version__, "python": platform.python_version()} | versions(),
     }
-
-
-def model_identity(model: str | Path) -> list:
-    """What tells a model or another from the same place: names, sizes and times of its files; a repository's name."""
-    path = EMBEDDED_WEIGHTS if model == EMBEDDED else Path(model).expanduser()
-    if not path.exists():
-        return [str(model)]
-    files = sorted(p for p in path.rglob("*") if p.suffix in MODEL_FILES) if path.is_dir() else [path]
-    states = [(file, file.stat()) for file in files]
-    return [str(path.resolve()), *([str(f.relative_to(path)), s.st_size, s.st_mtime_ns] for f, s in states)]
-
-
-def digest_picture(photo: str | Path) -> str:
-    """Of the decoded pixels. Raises ImageError for what is no picture."""
-    picture = read_picture(photo)
-    return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()[:16]
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def _to(mesh: Mesh, device: torch.device) -> Mesh:

@@ -13,12 +13,14 @@ from PIL import Image
 
 from .batch_source import SUFFIXES
 from .camera import Orbit
+from .devices import pick_device
 from .events import Event, FileWritten, Progress, Warned
 from .files import make_folder
 from .formats import MESH_FORMATS
+from .identity import digest_picture, model_identity
 from .image import cut_out, read_picture
 from .orbit_io import write_mp4
-from .pipeline import digest_picture, manifest_header, model_identity, pick_device
+from .pipeline import manifest_header
 from .preview import VIEWS, mesh_preview_image, write_picture
 from .preview_settings import REPOSITORY, PreviewSettings
 from .report import write_report
