@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 BACKEND_VARIABLE = "SV3D_FAST_BACKEND"  # "op=implementation,op=implementation": forces a choice, or raises
 
 
@@ -74,7 +76,8 @@ class Op:
         raise UnsupportedError(f"{self.name} can't run: " + " | ".join(reasons))
 
     def __call__(self, *args, implementation: str | None = None, **kwargs):
-        if (stand_in := _stand_in.get()) is not None:
+        # a compiler can't read context variables, and compiles what runs
+        if not torch.compiler.is_compiling() and (stand_in := _stand_in.get()) is not None:
             return stand_in(self, args, kwargs)
         return self.choose(*args, implementation=implementation, **kwargs).run(*args, **kwargs)
 

@@ -119,7 +119,7 @@ def processes(title: str) -> list[int]:
 
 
 @pytest.mark.slow
-def test_killed_actors_are_replaced_and_the_files_are_those_of_one_device(cluster, tmp_path):
+def test_killed_actors_are_replaced_and_the_files_are_those_of_one_device(cluster, one_thread, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(3):
