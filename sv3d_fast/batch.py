@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from .batch_picture import DONE, FAILED, Outcome, key_of
 from .batch_source import Job, read_jobs
@@ -126,10 +127,10 @@ def _page(rows: list[dict[str, Any]]) -> str:
     """A page of all pictures, each with its preview and the way to its report."""
     cells = []
     for row in rows:
-        name = html.escape(row["name"])
+        name, link = html.escape(row["name"]), quote(row["name"])
         if row["state"] == DONE:
-            shown = f'<a href="{name}/report.html"><img src="{name}/preview.png" alt="" loading="lazy"></a>'
-            more = f'{row["seconds"]:.0f} s, <a href="{name}/mesh.glb">mesh.glb</a>'
+            shown = f'<a href="{link}/report.html"><img src="{link}/preview.png" alt="" loading="lazy"></a>'
+            more = f'{row["seconds"]:.0f} s, <a href="{link}/mesh.glb">mesh.glb</a>'
         else:
             shown, more = "", f"failed: {html.escape(row['reason'])}"
         cells.append(f"<figure>{shown}<figcaption><b>{name}</b> {more}</figcaption></figure>")

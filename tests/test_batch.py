@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_pipeline import SMALL, blob
 
-from sv3d_fast import batch_picture, batch_workers, pipeline, planned
+from sv3d_fast import batch, batch_picture, batch_workers, pipeline, planned
 from sv3d_fast.batch import PAGE, RESULTS, batching, read_results
 from sv3d_fast.batch_picture import DONE, FAILED, reconstruct
 from sv3d_fast.cli import main
@@ -125,6 +125,15 @@ def test_goes_on_from_a_record_that_was_cut_anywhere(photos, tmp_path, kept, mon
     assert [row["figures"] for row in again.rows] == [row["figures"] for row in whole.rows]
     assert any(resumed)  # what stood in the folders was taken up, not made again
     assert set(read_results(output / RESULTS)) == {"a", "b"}
+
+
+def test_links_of_the_page_are_quoted():
+    rows = [{"name": "a#1 <b>", "state": DONE, "seconds": 2.0}, {"name": "c?", "state": FAILED, "reason": "x < y"}]
+    page = batch._page(rows)
+    assert 'href="a%231%20%3Cb%3E/report.html"' in page
+    assert "<b>a#1 &lt;b&gt;</b>" in page
+    assert "failed: x &lt; y" in page
+    assert "1 of 2 pictures" in page
 
 
 def test_networks_serve_one_picture_while_others_are_read(photos, tmp_path, monkeypatch):
