@@ -93,7 +93,7 @@ def test_framed_fills_the_frame_at_the_widest_view():
 def test_recolored_keeps_shapes_and_flat_areas():
     textures = torch.zeros(6, 8, 8, 3, dtype=torch.uint8)
     textures[:, :4] = torch.tensor([200, 100, 50], dtype=torch.uint8)
-    made = recolored(textures, np.random.default_rng(0))
+    made = recolored(textures, np.random.default_rng(0), np.full(len(textures), 0.3))
     assert made.shape == textures.shape
     assert made.dtype == torch.uint8
     assert not made[:, 4:].any()  # black stays black
@@ -105,13 +105,17 @@ def test_recolored_keeps_shapes_and_flat_areas():
 
 def test_random_shapes_are_turned_and_stretched_about_the_vertical():
     rng = np.random.default_rng(0)
-    shapes = torch.stack([random_shape(rng) for _ in range(200)])
+    shapes = torch.stack([random_shape(rng, front=False) for _ in range(200)])
     determinants = torch.linalg.det(shapes)
     assert (determinants > 0.2).any()
     assert (determinants < -0.2).any()
     assert not shapes[:, :2, 2].any()
     assert not shapes[:, 2, :2].any()
     assert (shapes[:, 2, 2] > 0).all()  # never upside down
+    assert (shapes[:, 0, 0] < 0).any()  # seen from behind too
+    fronts = torch.stack([random_shape(rng, front=True) for _ in range(200)])
+    assert (fronts[:, 0, 0] > 0).all()
+    assert (fronts[:, 1, 1] < 0).any()
 
 
 def test_bends_change_proportions_and_keep_normals_upright():

@@ -16,8 +16,8 @@ SUPERSAMPLE = 2
 LIGHTS = 3
 TEXTURE = 256  # pixels along a side, for all objects
 MODELLED_SHARE = 0.5  # of the scenes: objects that somebody modelled, few beside the generated ones
-EXCHANGED_SHARE = 0.3  # of the textures, whose channels are exchanged: more hues, but no wood is blue
-STANDARD_SHARE = 0.25  # of the scenes, in the light of every evaluation
+EXCHANGED_SHARE = 0.3  # of the other textures, whose channels are exchanged: more hues, but no wood is blue
+PHOTOGRAPHED_SHARE = 0.5  # of the scenes: as products are photographed, from the front and in the evaluation's light
 # The light of every evaluation: soft, with a key from the front left above and a fill from the right.
 STANDARD_LIGHTS = ((0.62, 0.48, 0.62, 0.45), (0.35, -0.85, 0.4, 0.18), (0.0, 0.0, 1.0, 0.0))
 STANDARD_AMBIENT = 0.6
@@ -99,10 +99,11 @@ class Stage:
         )
 
     def random(self, count: int, rng: np.random.Generator) -> Views:
-        """`count` random objects, posed, stretched, mirrored, recoloured and lit at random."""
+        """`count` random objects, posed, stretched, mirrored, recoloured and lit at random, some as in a catalogue."""
         chosen = rng.choice(len(self.objects), size=count, p=self.odds).tolist()
-        orbits = [random_orbit(rng) for _ in chosen]
-        shapes = [random_shape(rng).to(self.device, non_blocking=True) for _ in chosen]
+        photographed = rng.random(count) < PHOTOGRAPHED_SHARE
+        orbits = [level_orbit(rng) if p else random_orbit(rng) for p in photographed]
+        shapes = [random_shape(rng, front=p).to(self.device, non_blocking=True) for p in photographed]
         bends = random_bends(rng, count).to(self.device, non_blocking=True)
         bent = [bent_along(self.vertices[i], self.normals[i], bend) for i, bend in zip(chosen, bends, strict=True)]
         vertices = [
@@ -113,10 +114,9 @@ class Stage:
             torch.nn.functional.normalize(normal @ torch.linalg.inv_ex(shape).inverse.mT, dim=-1)
             for (_, normal), shape in zip(bent, shapes, strict=True)
         ]
-        textures = recolored(self.textures[chosen], rng)
-        standard = rng.random(count) < STANDARD_SHARE
-        lights = np.stack([STANDARD_LIGHTS if s else random_lights(rng) for s in standard])
-        ambient = np.where(standard, STANDARD_AMBIENT, rng.uniform(0.5, 0.85, count))
+        textures = recolored(self.textures[chosen], rng, np.where(photographed, 0, EXCHANGED_SHARE))
+        lights = np.stack([STANDARD_LIGHTS if p else random_lights(rng) for p in photographed])
+        ambient = np.where(photographed, STANDARD_AMBIENT, rng.uniform(0.5, 0.85, count))
         return self.render(chosen, orbits, vertices, normals, textures, lights, ambient)
 
 
@@ -131,12 +131,11 @@ def odds(modelled: Sequence[bool]) -> np.ndarray:
 
 def random_orbit(rng: np.random.Generator, frames: int = FRAMES) -> Orbit:
     """Static, sinusoidal or irregular, input elevation in -5..40 degrees (the ranges of the paper, appendix B)."""
-    # half the pictures are taken from slightly above, as products are
     elevation = np.clip(rng.normal(12, 8), -5, 40) if rng.random() < 0.5 else rng.uniform(-5, 40)
     kind = rng.random()
-    if kind < 0.5:
+    if kind < 0.3:
         return Orbit.static(elevation, frames)
-    if kind < 0.8:
+    if kind < 0.7:
         amplitude = rng.uniform(5, 30) * rng.choice([-1, 1])
         return Orbit.sine(elevation, amplitude, frames)
     steps = rng.uniform(0.3, 1.7, frames)
@@ -146,13 +145,18 @@ def random_orbit(rng: np.random.Generator, frames: int = FRAMES) -> Orbit:
     return Orbit(torch.from_numpy(np.clip(elevation + waves, -60, 80)).float(), torch.from_numpy(azimuths).float())
 
 
-def random_shape(rng: np.random.Generator) -> torch.Tensor:
+def level_orbit(rng: np.random.Generator, frames: int = FRAMES) -> Orbit:
+    """Static, from slightly above, as products are photographed."""
+    return Orbit.static(float(np.clip(rng.normal(10, 4), -5, 40)), frames)
+
+
+def random_shape(rng: np.random.Generator, *, front: bool) -> torch.Tensor:
     """(3, 3) matrix applied from the right: stretch per axis, mirror, and turn about the vertical.
 
-    Half the turns are small: what people photograph is mostly seen from its front.
+    front: turned by a few degrees only, and not from any side.
     """
     stretch = np.exp(rng.normal(0, 0.15, 3)) * [1, rng.choice([-1, 1]), 1]
-    turn = rng.normal(0, math.radians(20)) if rng.random() < 0.5 else rng.uniform(0, 2 * math.pi)
+    turn = rng.normal(0, math.radians(8)) if front else rng.uniform(0, 2 * math.pi)
     c, s = math.cos(turn), math.sin(turn)
     return torch.from_numpy((np.diag(stretch) @ [[c, s, 0], [-s, c, 0], [0, 0, 1]]).astype(np.float32))
 
@@ -205,11 +209,14 @@ def framed(vertices: torch.Tensor, orbit: Orbit, fill: float) -> torch.Tensor:
     return vertices * (half * orbit.radius / spread.amax())
 
 
-def recolored(textures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Textures (O, R, R, 3) uint8, each with its gain and gamma varied, some with their channels exchanged."""
+def recolored(textures: torch.Tensor, rng: np.random.Generator, exchanged: np.ndarray) -> torch.Tensor:
+    """Textures (O, R, R, 3) uint8, each with its gain and gamma varied, some with their channels exchanged.
+
+    exchanged: (O,) how likely that is.
+    """
     gammas, mixes = np.exp(rng.normal(0, 0.15, len(textures))), []
-    for _ in textures:
-        mix = np.eye(3)[rng.permutation(3)] if rng.random() < EXCHANGED_SHARE else np.eye(3)
+    for chance in exchanged:
+        mix = np.eye(3)[rng.permutation(3)] if rng.random() < chance else np.eye(3)
         mixes.append(mix * rng.uniform(0.75, 1.15) * rng.uniform(0.92, 1.08, (1, 3)))
     gamma = _numbers(gammas, textures.device)[:, None, None, None]
     gains = _numbers(np.stack(mixes), textures.device)[:, None]
