@@ -79,7 +79,7 @@ def gif_bytes(video: OrbitVideo, fps: int = FPS, size: int | None = None) -> byt
     pictures = [Image.fromarray(frame) for frame in video.frames.cpu().numpy()]
     if size is not None:
         pictures = [p.resize((size, size), Image.Resampling.LANCZOS) for p in pictures]
-    pictures = [p.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG) for p in pictures]
+    pictures = [_in_256_colors(p) for p in pictures]
     buffer = io.BytesIO()
     duration = round(100 / fps) * 10  # milliseconds; GIF counts in hundredths of a second
     pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
@@ -213,7 +213,15 @@ def _check_pixels(pixels: int, path: Path) -> None:
         raise ImageError(f"{path}: expected at most {MAX_VIDEO_PIXELS // 10**6} megapixels in all frames together")
 
 
+def _in_256_colors(picture: Image.Image) -> Image.Image:
+    """With the palette of a sixteenth of the pixels: the median cut of all of them takes four times as long as the rest
+    of the file, and looks the same."""
+    few = picture.resize((-(-picture.width // 4), -(-picture.height // 4)), Image.Resampling.NEAREST)
+    palette = few.quantize(256, Image.Quantize.MEDIANCUT)
+    return picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+
+
 def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)  # half the time of 4, a sixth more bytes
     return buffer.getvalue()
