@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from analytic_scene import ASYMMETRIC, render
 
 from sv3d_fast.camera import Orbit
+from sv3d_fast.scene import align
 from sv3d_fast.scene import fit as fit_module
 from sv3d_fast.scene.align import displacements, moved, straightened
 from sv3d_fast.scene.fit import FitConfig, fit
-from sv3d_fast.scene.flow import KNOTS, field
+from sv3d_fast.scene.flow import KNOTS, field, prior, spline
 from sv3d_fast.scene.metrics import psnr
 from sv3d_fast.scene.splats import Splats
 from sv3d_fast.video import OrbitVideo
@@ -65,6 +66,37 @@ def test_what_a_motion_of_the_splats_explains_moves_no_frame():
     aside = ball((0.012, -0.01, 0.012))  # more than a pixel
     assert size_of(displacements(images, alpha, aside, ORBIT, SIZE), alpha) < 0.12
     assert size_of(displacements(images, alpha, ball(), ORBIT, SIZE), alpha) < 0.01
+
+
+def test_knots_are_those_of_the_whole_system_of_equations(monkeypatch):
+    """Against the dense normal equations of knots and motions together, float64."""
+    monkeypatch.setattr(align, "TURNS", 400)
+    generator = torch.Generator().manual_seed(2)
+    views, count = 4, 30
+    x, y = spline(torch.rand(views, count, 2, generator=generator, dtype=torch.float64)).unbind(2)
+    basis = (y[..., :, None] * x[..., None, :]).flatten(2)
+    found = torch.randn(views, count, 2, generator=generator, dtype=torch.float64)
+    motion = torch.randn(views, count, 2, 3, generator=generator, dtype=torch.float64)
+    root = torch.randn(views, count, 2, 2, generator=generator, dtype=torch.float64)
+    weight = 100 * root @ root.mT + torch.eye(2)
+    own = align._own(found, basis, weight, motion)
+
+    knots = basis.shape[-1]
+    design = torch.zeros(views, count, 2, views * 2 * knots + 3 * count, dtype=torch.float64)
+    for view in range(views):
+        for axis in range(2):
+            start = (2 * view + axis) * knots
+            design[view, :, axis, start : start + knots] = basis[view]
+        for splat in range(count):
+            start = views * 2 * knots + 3 * splat
+            design[view, splat, :, start : start + 3] = motion[view, splat]
+    weighed = torch.einsum("tnab,tnbk->tnak", weight, design).flatten(0, 2)
+    resistance = torch.einsum("tnac,tnab,tnbd->ncd", motion, weight, motion)
+    ridge = align.RIDGE * resistance.diagonal(dim1=1, dim2=2).mean() * torch.eye(3 * count)
+    held = torch.block_diag(*[prior(torch.device("cpu"))] * views, ridge)
+    flat = design.flatten(0, 2)
+    expected = torch.linalg.solve(flat.T @ weighed + held, weighed.T @ found.flatten())[: views * 2 * knots]
+    torch.testing.assert_close(own.flatten(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_exposure_moves_nothing():

@@ -22,7 +22,7 @@ class Embeddings(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
         patches = (config.image_size // config.patch) ** 2
-        self.class_embedding = nn.Parameter(torch.randn(config.width))
+        self.class_embedding = nn.Parameter(nn.init.normal_(torch.empty(config.width)))  # torch.randn on meta is slow
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=False)
         self.position_embedding = nn.Embedding(1 + patches, config.width)
 

@@ -22,8 +22,9 @@ from .masks import foreground
 from .splats import Splats
 
 SAMPLE = 4000  # splats at most that are asked for motions
-TURNS = 10  # alternations between motions and displacements, motions first
-RIDGE = 1e-2  # of a motion, over the mean resistance: keeps what no view sees in place
+TURNS = 10  # of conjugate gradients; alternating between motions and displacements takes thirty for the same
+TINY = 1e-30  # keeps what has converged from dividing by nothing
+RIDGE = 1e-4  # of a motion, over the mean resistance: keeps what no view sees in place
 SPREAD = 7  # pixels over which the pictures' resistance to a motion is averaged
 BEHIND = 2.0  # pixels' worth of depth by which a splat may lie behind the surface and still be seen
 
@@ -102,17 +103,45 @@ def _unexplained(
 
     x, y = spline(at).unbind(2)
     basis = (y[..., :, None] * x[..., None, :]).flatten(2)  # (T, N, K²)
+    return _own(basis @ knots.flatten(2).mT, basis, weight, motion).view_as(knots)
+
+
+def _own(found: Tensor, basis: Tensor, weight: Tensor, motion: Tensor) -> Tensor:
+    """(T, 2, K²) the knots that, with a motion of each splat, come nearest to displacements `found` (T, N, 2).
+
+    basis (T, N, K²): what each knot adds at each splat; weight (T, N, 2, 2) of what remains; motion (T, N, 2, 3): how a
+    view sees a splat move. Knots are held by `prior`, motions by RIDGE. Conjugate gradients for the knots, motions
+    eliminated, preconditioned by what each view would do alone.
+    """
     exact = basis.double()
     rows = [[(exact * weight[..., a, b, None]).mT @ exact for b in (0, 1)] for a in (0, 1)]
-    factor = torch.linalg.cholesky(torch.cat([torch.cat(row, 2) for row in rows], 1) + prior(knots.device))
+    factor = torch.linalg.cholesky(torch.cat([torch.cat(row, 2) for row in rows], 1) + prior(basis.device))
     pressed = torch.einsum("tnac,tnab->tncb", motion, weight)
     resistance = torch.einsum("tncb,tnbd->ncd", pressed, motion)
-    resistance += RIDGE * resistance.diagonal(dim1=1, dim2=2).mean() * torch.eye(3, device=knots.device)
+    resistance += RIDGE * resistance.diagonal(dim1=1, dim2=2).mean() * torch.eye(3).to(resistance)
     inverse = torch.linalg.inv(resistance)
-    found, own = basis @ knots.flatten(2).mT, torch.zeros_like(knots).flatten(2)  # (T, N, 2), (T, 2, K²)
+
+    def pull(displaced: Tensor) -> Tensor:
+        """(T, 2, K²) float64: how displacements of the splats (T, N, 2) pull at the knots."""
+        return (basis.mT @ torch.einsum("tnab,tnb->tna", weight, displaced)).mT.double()
+
+    def explained(displaced: Tensor) -> Tensor:
+        """(T, N, 2): as the views would see the motions that fit displacements best."""
+        offset = torch.einsum("ncd,tndb,tnb->nc", inverse, pressed, displaced)
+        return torch.einsum("tnac,nc->tna", motion, offset)
+
+    def alone(force: Tensor) -> Tensor:
+        return torch.cholesky_solve(force.flatten(1)[..., None], factor).view_as(force)
+
+    rest = pull(found - explained(found))
+    own, step = torch.zeros_like(rest), alone(rest)
+    pressure, energy = rest, (rest * step).sum()  # pressure: what `step` would be the answer to in views alone
     for _ in range(TURNS):
-        offset = torch.einsum("ncd,tndb,tnb->nc", inverse, pressed, found - basis @ own.mT)
-        rest = found - torch.einsum("tnac,nc->tna", motion, offset)
-        pull = basis.mT @ torch.einsum("tnab,tnb->tna", weight, rest)
-        own = torch.cholesky_solve(pull.mT.flatten(1)[..., None].double(), factor).view_as(own).float()
-    return own.view_as(knots)
+        change = pressure - pull(explained(basis @ step.to(basis).mT))
+        length = energy / (step * change).sum().clamp(min=TINY)
+        own, rest = own + length * step, rest - length * change
+        ahead, before = alone(rest), energy
+        energy = (rest * ahead).sum()
+        share = energy / before.clamp(min=TINY)
+        step, pressure = ahead + share * step, rest + share * pressure
+    return own.to(found)

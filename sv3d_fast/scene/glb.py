@@ -64,7 +64,7 @@ def glb_bytes(mesh: Mesh, *, unlit: bool = False, texture_format: str = "png") -
 def picture_bytes(texture: torch.Tensor, texture_format: str = "png") -> bytes:
     """A (R, R, 3) uint8 texture as a PNG or JPEG file, its first row at v = 1."""
     buffer = io.BytesIO()
-    options = {"png": {"compress_level": 6}, "jpeg": {"quality": JPEG_QUALITY, "subsampling": 0}}
+    options = {"png": {"compress_level": 4}, "jpeg": {"quality": JPEG_QUALITY, "subsampling": 0}}
     Image.fromarray(texture.cpu().numpy()).save(buffer, texture_format, **options[texture_format])
     return buffer.getvalue()
 
