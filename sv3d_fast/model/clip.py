@@ -22,14 +22,20 @@ class Embeddings(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
         patches = (config.image_size // config.patch) ** 2
-        self.class_embedding = nn.Parameter(nn.init.normal_(torch.empty(config.width)))  # torch.randn on meta is slow
+        self.class_embedding = nn.Parameter(_normal(config.width))
         self.patch_embedding = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=False)
-        self.position_embedding = nn.Embedding(1 + patches, config.width)
+        self.position_embedding = nn.Embedding(1 + patches, config.width, _weight=_normal(1 + patches, config.width))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
         token = self.class_embedding.expand(len(pixels), 1, -1)
         return torch.cat([token, patches], dim=1) + self.position_embedding.weight
+
+
+def _normal(*shape: int) -> torch.Tensor:
+    """Normal numbers, but on the meta device, where torch would import sympy to draw none: 3 s."""
+    values = torch.empty(*shape)
+    return values if values.is_meta else nn.init.normal_(values)
 
 
 class SelfAttention(nn.Module):
