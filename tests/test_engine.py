@@ -79,7 +79,7 @@ def test_guidance_is_what_its_formula_says(unet):
     scales = sampler.triangle_guidance(one, FRAMES)[:, None, None, None]
     made = finish(denoising(unet, conditioning, noise, one))
     expected = plain + scales * (conditional - plain)
-    assert relative_error(made, expected) < 1e-5
+    assert relative_error(made, expected) < 5e-5  # a step from sigma 700 to 0: differences of numbers that large
     assert relative_error(made, conditional) > 1e-3
 
 
