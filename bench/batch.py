@@ -11,7 +11,6 @@ pictures only, or on none. Without a GPU it is the embedded model on small frame
 import argparse
 import csv
 import json
-import math
 import os
 import resource
 import signal
@@ -30,7 +29,7 @@ from PIL import Image
 from sv3d_fast.batch import RESULTS, read_results
 from sv3d_fast.batch_picture import DONE
 from sv3d_fast.camera import Orbit
-from sv3d_fast.pipeline import EMBEDDED_WEIGHTS
+from sv3d_fast.mini.config import WEIGHTS as EMBEDDED_WEIGHTS
 
 from .fit import shaded_orbit, shapes
 from .random_sv3d import write_random_sv3d
@@ -175,11 +174,11 @@ def main() -> None:
             watch.stop()
         check(work, args.pictures, against_run=bool(runs))
 
-        print(f"{'median seconds':16}{'run':>8}{'batch':>8}")
-        of_run, of_batch = stages(work / "run"), stages(work / "batch")
+        columns = {name: stages(work / name) for name in ("run", "batch") if (work / name).exists()}
+        print(f"{'median seconds':16}" + "".join(f"{name:>8}" for name in columns))
         disk = sum(path.stat().st_size for path in (work / "batch").rglob("*") if path.is_file()) / args.pictures
-        for name in of_batch:
-            print(f"{name:16}{of_run.get(name, math.nan):8.2f}{of_batch[name]:8.2f}")
+        for name in columns["batch"]:
+            print(f"{name:16}" + "".join(f"{column[name]:8.2f}" for column in columns.values()))
     per_hour, steady = 3600 * args.pictures / seconds, 3600 * (len(moments) - 1) / (moments[-1] - moments[0])
     what = f"batch of {args.pictures} pictures to GLB, {args.steps} steps"
     if runs:

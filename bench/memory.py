@@ -20,22 +20,21 @@ from sv3d_fast.camera import Orbit
 from sv3d_fast.conditioning import condition
 from sv3d_fast.engine import decoding_frames, denoising
 from sv3d_fast.events import finish
-from sv3d_fast.generation import draw, generating
+from sv3d_fast.generation import draw
 from sv3d_fast.memory import CONDITIONING, DECODING, DENOISING, RESIDENT, STAGES, STREAMED, Plan, candidates
 from sv3d_fast.model.config import ModelConfig, SamplerConfig
-from sv3d_fast.model.weights import SV3DModel, load_model, save_model
+from sv3d_fast.model.weights import SV3DModel, save_model
 from sv3d_fast.placement import leave, place, stage
 from sv3d_fast.planned import shape_of
 
 from .engine import ISSUE
 from .random_sv3d import random_sv3d
 from .results import record
+from .start import STARTED
 
-STARTED = "first step done"
 LIMIT = 60  # seconds that a fresh process may take
 GIB = 2**30
 CONFIG, SAMPLING = ModelConfig(), SamplerConfig(steps=50)
-DTYPES = {"unet": torch.float16, "vae": torch.float32, "image_encoder": torch.float16}
 SLOWER = 1.15  # than with everything on the GPU: what a least budget may be
 RUN = 12  # steps of the 50 that are run
 
@@ -46,21 +45,10 @@ def picture() -> torch.Tensor:
     return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def start(folder: str) -> None:
-    """What a fresh process does: loads by the ordinary loader, up to the end of the first denoising step."""
-    device = "cuda"
-    model = load_model(folder, dtype=DTYPES, device=device)
-    running = generating(model, picture(), [Orbit.static(10.0, CONFIG.frames)], SAMPLING, [0])
-    next(running)
-    torch.cuda.synchronize()
-    print(STARTED, flush=True)
-    os._exit(0)
-
-
 def seconds_to_start(folder: Path, cache: Path) -> float:
     """From the start of a process to the end of its first step."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "bench.memory", "--start", str(folder)]
+    command = [sys.executable, "-m", "bench.start", str(folder)]
     environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
     if STARTED not in done.stdout:
@@ -127,11 +115,7 @@ def orbit(model: SV3DModel, plan: Plan, device: torch.device) -> Made:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
-    parser.add_argument("--start", metavar="FOLDER", help="load a model and make one step, as a fresh process does")
-    args = parser.parse_args()
-    if args.start:
-        start(args.start)
+    argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__).parse_args()
     device = torch.device("cuda")
     print(torch.cuda.get_device_name(), torch.__version__)
     began = time.perf_counter()

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from sv3d_fast.camera import Orbit
+from sv3d_fast.mini.config import WEIGHTS as EMBEDDED_WEIGHTS
 from sv3d_fast.mini.evaluate import ELEVATION, Score, contact_sheet, evaluate, generate, means, reconstruction_psnr
 from sv3d_fast.mini.pack import Object, load_objects
 from sv3d_fast.mini.scenes import Stage
 from sv3d_fast.model.weights import SV3DModel, load_model
-from sv3d_fast.pipeline import EMBEDDED_WEIGHTS
 from sv3d_fast.scene.mesh import Mesh
 from sv3d_fast.scene.metrics import compare, flip
 from sv3d_fast.video import OrbitVideo

@@ -1,6 +1,6 @@
 """Orbits per hour on 1, 2 and 4 GPUs of a machine, through Ray: python -m bench.ray_scaling [--gpus 1 2 4]
 
-Random weights at SV3D's real shapes; orbits alone, written as a batch writes them, in few steps. Every actor has made
+Random weights at SV3D's real shapes; orbits alone, in few steps, not written to files. Every actor has made
 orbits before anything is timed: what is timed is a batch that is going. Without a GPU it is the embedded model on small
 frames in parts of the machine, and nothing is recorded.
 """
@@ -20,7 +20,7 @@ from sv3d_fast.batch_picture import Made
 from sv3d_fast.batch_ray import LOCAL, Lane, connected, open_lanes, spread
 from sv3d_fast.batch_source import Job
 from sv3d_fast.batch_workers import MAKING
-from sv3d_fast.pipeline import EMBEDDED_WEIGHTS
+from sv3d_fast.mini.config import WEIGHTS as EMBEDDED_WEIGHTS
 from sv3d_fast.settings import Settings
 
 from .random_sv3d import write_random_sv3d

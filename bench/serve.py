@@ -30,7 +30,7 @@ import trimesh
 from PIL import Image
 
 from sv3d_fast.events import finish
-from sv3d_fast.pipeline import open_model, orbiting
+from sv3d_fast.orbit_stage import open_model, orbiting
 from sv3d_fast.settings import Settings
 
 from .results import record

@@ -16,7 +16,7 @@ from .batch_source import Job, read_jobs
 from .batch_workers import carrying
 from .events import Event, Progress, Warned
 from .files import make_folder, write_text
-from .pipeline import make_orbit
+from .orbit_stage import make_orbit
 from .settings import Settings
 
 RESULTS, PAGE, STAGE = "results.jsonl", "index.html", "batch"

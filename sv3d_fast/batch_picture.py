@@ -14,9 +14,10 @@ import torch
 from .batch_source import Job
 from .events import Event, T, Warned
 from .model.weights import SV3DModel
-from .pipeline import open_model, orbiting, reconstructing_orbit
+from .orbit_stage import making, open_model, writing
+from .pipeline import reconstructing_orbit
 from .settings import Settings
-from .stages import Record
+from .stages import Product, Record
 from .video import OrbitVideo
 
 DONE, FAILED = "done", "failed"
@@ -32,10 +33,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Made:
-    """A picture whose orbit is written and whose reconstruction is to come. started: seconds since the epoch."""
+    """A picture whose orbit is made; writing and reconstruction are to come. started: seconds since the epoch."""
 
     job: Job
-    video: OrbitVideo
+    orbit: Product[OrbitVideo]
     record: Record
     started: float
     warnings: list[Warned] = field(default_factory=list)
@@ -44,8 +45,7 @@ class Made:
 class Maker:
     """Makes orbits with models that are opened once.
 
-    Several threads may call `make`: the networks serve one of them at a time, while others read their pictures or
-    write their orbits.
+    Several threads may call `make`: the networks serve one of them at a time, while others read their pictures.
     """
 
     def __init__(self):
@@ -60,19 +60,22 @@ class Maker:
                 self._model(one)
 
     def make(self, job: Job, folder: Path) -> Made | Outcome:
-        """The picture's orbit below `folder`, or how it failed. Raises InterruptedError once stopped, and torch's
-        AcceleratorError, after which no picture of this process could be made."""
+        """The picture's orbit, to be written below `folder`, or how it failed.
+
+        Raises InterruptedError once stopped, and torch's AcceleratorError, after which no picture of this process could
+        be made.
+        """
         started, warnings = time.time(), []  # type: ignore[var-annotated]
         try:
             with self._turn:
                 model = self._model(job.settings)
-            running = orbiting(job.picture, folder / job.name, job.settings, model=model, turn=self._turn)
-            video, record = _followed(running, job, warnings, self._stopped)
+            running = making(job.picture, folder / job.name, job.settings, model=model, turn=self._turn)
+            orbit, record = _followed(running, job, warnings, self._stopped)
         except (InterruptedError, torch.AcceleratorError):
             raise
         except Exception as error:
             return failed(job, error, started, warnings)
-        return Made(job, video, record, started, warnings)
+        return Made(job, orbit, record, started, warnings)
 
     def stop(self) -> None:
         """Ends every `make` at its next event."""
@@ -86,10 +89,12 @@ class Maker:
 
 
 def reconstruct(made: Made) -> Outcome:
-    """The second half: splats, mesh and report, or how they failed. Raises torch's AcceleratorError as `make` does."""
+    """The second half: the orbit's files, splats, mesh and report, or how they failed. Raises torch's AcceleratorError
+    as `make` does."""
     warnings = list(made.warnings)
     try:
-        result = _followed(reconstructing_orbit(made.video, made.job.settings, made.record), made.job, warnings)
+        video = _followed(writing(made.orbit, made.record), made.job, warnings)
+        result = _followed(reconstructing_orbit(video, made.job.settings, made.record), made.job, warnings)
     except torch.AcceleratorError:
         raise
     except Exception as error:

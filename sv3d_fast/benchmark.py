@@ -21,7 +21,8 @@ from .full_size import measure_orbit, why_not_measured
 from .info import chosen_implementations, versions
 from .model.config import ModelConfig
 from .model.unet import SV3DUNet
-from .pipeline import TIER, open_model, running
+from .orbit_stage import TIER, open_model
+from .pipeline import running
 from .prediction import why_not_fused
 from .settings import Settings
 

@@ -242,7 +242,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _orbit(args: argparse.Namespace) -> int:
     settings = _settings(args)
-    from .pipeline import orbiting
+    from .orbit_stage import orbiting
     from .progress import watch
 
     watch(

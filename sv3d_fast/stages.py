@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -59,6 +59,15 @@ def _resident_peak() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@dataclass(frozen=True)
+class Product(Generic[T]):
+    """What a stage made. entry: of the manifest once it is saved; None if an earlier run saved it."""
+
+    name: str
+    value: T
+    entry: dict[str, Any] | None
 
 
 @dataclass
@@ -112,6 +121,17 @@ class Record:
 
         depends: what tells one result from another, plain values for JSON; this package's version is added.
         """
+        product = yield from self.make(name, depends, work, read)
+        return (yield from self.save(product, save))
+
+    def make(
+        self,
+        name: str,
+        depends: Mapping[str, Any],
+        work: Callable[[], Generator[Event, None, T]],
+        read: Callable[[], T] | None = None,
+    ) -> Generator[Event, None, Product[T]]:
+        """The first part of `stage`, without saving: record and result may go on to `save` in another process."""
         fingerprint, entry = _fingerprint(name, depends), self.before.get(name, {})
         if read and self.is_finished(name, depends):
             try:
@@ -123,7 +143,7 @@ class Record:
                 for message in entry["warnings"]:
                     yield self.warn(name, message)
                 yield StageResumed(name, value)
-                return value
+                return Product(name, value, None)
         yield StageStarted(name)
         began, memory, warnings = time.perf_counter(), PeakMemory(self.device), []
         self._notes = {}
@@ -138,14 +158,24 @@ class Record:
                 warnings.append(event.message)
                 self.warn(name, event.message)
             yield event
-        self._remove_stale()
-        for path in save(value):
-            yield FileWritten(path)
-        seconds, peak = time.perf_counter() - began, memory.read()
-        self.manifest["stages"][name] = {
-            "fingerprint": fingerprint, "seconds": round(seconds, 3), "peak_memory_bytes": peak,
+        entry = {
+            "fingerprint": fingerprint, "seconds": time.perf_counter() - began, "peak_memory_bytes": memory.read(),
             "files": list(self.plan[name]), "warnings": warnings, **self._notes,
         }  # fmt: skip
+        return Product(name, value, entry)
+
+    def save(self, product: Product[T], write: Callable[[T], Iterable[Path]]) -> Generator[Event, None, T]:
+        """The second part of `stage`: writes what `make` made, if it did, and enters it in the manifest."""
+        name, value = product.name, product.value
+        if product.entry is None:
+            return value
+        began, memory = time.perf_counter(), PeakMemory(self.device)
+        self._remove_stale()
+        for path in write(value):
+            yield FileWritten(path)
+        seconds = product.entry["seconds"] + time.perf_counter() - began
+        peak = max(product.entry["peak_memory_bytes"], memory.read())
+        self.manifest["stages"][name] = product.entry | {"seconds": round(seconds, 3), "peak_memory_bytes": peak}
         self.write()
         yield StageFinished(name, value, seconds, peak)
         return value

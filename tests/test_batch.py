@@ -2,17 +2,20 @@
 
 import functools
 import json
+import pickle
 import threading
 
 import pytest
 import torch
 from test_pipeline import SMALL, blob
 
-from sv3d_fast import batch, batch_picture, batch_workers, pipeline, planned
+from sv3d_fast import batch, batch_picture, batch_workers, orbit_stage, pipeline, planned
 from sv3d_fast.batch import PAGE, RESULTS, batching, read_results
-from sv3d_fast.batch_picture import DONE, FAILED, reconstruct
+from sv3d_fast.batch_picture import DONE, FAILED, Made, Maker, reconstruct
+from sv3d_fast.batch_source import Job
 from sv3d_fast.cli import main
 from sv3d_fast.events import Progress, StageResumed, Warned, finish
+from sv3d_fast.orbit_io import load_orbit
 from sv3d_fast.preview import write_preview
 from sv3d_fast.scene.fit import FitConfig
 from sv3d_fast.settings import Settings
@@ -108,10 +111,10 @@ def test_goes_on_from_a_record_that_was_cut_anywhere(photos, tmp_path, kept, mon
     whole = finish(batching(photos, output, SETTINGS))
     record = (output / RESULTS).read_bytes()
     (output / RESULTS).write_bytes(record[: int(kept * len(record))])
-    resumed, orbiting = [], pipeline.orbiting
+    resumed, making = [], orbit_stage.making
 
     def watched(*args, **kwargs):
-        running = orbiting(*args, **kwargs)
+        running = making(*args, **kwargs)
         while True:
             try:
                 event = next(running)
@@ -120,11 +123,27 @@ def test_goes_on_from_a_record_that_was_cut_anywhere(photos, tmp_path, kept, mon
             resumed.append(isinstance(event, StageResumed))
             yield event
 
-    monkeypatch.setattr(batch_picture, "orbiting", watched)
+    monkeypatch.setattr(batch_picture, "making", watched)
     again = finish(batching(photos, output, SETTINGS))
     assert [row["figures"] for row in again.rows] == [row["figures"] for row in whole.rows]
     assert any(resumed)  # what stood in the folders was taken up, not made again
     assert set(read_results(output / RESULTS)) == {"a", "b"}
+
+
+def test_the_second_half_writes_the_orbit_and_accounts_for_both(photos, tmp_path):
+    maker, job = Maker(), Job(photos / "a.png", "a", SETTINGS)
+    made = maker.make(job, tmp_path)
+    assert isinstance(made, Made)
+    assert list((tmp_path / "a").iterdir()) == []
+    assert reconstruct(pickle.loads(pickle.dumps(made))).row["state"] == DONE  # as from another process
+    entry = json.loads((tmp_path / "a" / "manifest.json").read_text())["stages"]["orbit"]
+    assert entry["seconds"] > made.orbit.entry["seconds"]
+    assert entry["peak_memory_bytes"] >= made.orbit.entry["peak_memory_bytes"] > 0
+    assert torch.equal(load_orbit(tmp_path / "a").frames, made.orbit.value.frames)
+    again = maker.make(job, tmp_path)
+    assert isinstance(again, Made)
+    assert again.orbit.entry is None  # nothing to write
+    assert torch.equal(again.orbit.value.frames, made.orbit.value.frames)
 
 
 def test_links_of_the_page_are_quoted():
@@ -138,7 +157,7 @@ def test_links_of_the_page_are_quoted():
 
 def test_networks_serve_one_picture_while_others_are_read(photos, tmp_path, monkeypatch):
     read, inside, most = threading.Barrier(2), [], []
-    load_subject, generating = pipeline.load_subject, planned.generating
+    load_subject, generating = orbit_stage.load_subject, planned.generating
 
     def reading(*args, **kwargs):
         subject = load_subject(*args, **kwargs)
@@ -152,7 +171,7 @@ def test_networks_serve_one_picture_while_others_are_read(photos, tmp_path, monk
         inside.pop()
         return made
 
-    monkeypatch.setattr(pipeline, "load_subject", reading)
+    monkeypatch.setattr(orbit_stage, "load_subject", reading)
     monkeypatch.setattr(planned, "generating", watched)
     (photos / "broken.png").unlink()
     assert finish(batching(photos, tmp_path / "out", SETTINGS)).failed == 0

@@ -16,7 +16,7 @@ from sv3d_fast.batch_source import Job
 from sv3d_fast.batch_workers import TRIES, Fitter
 from sv3d_fast.camera import Orbit
 from sv3d_fast.settings import Settings
-from sv3d_fast.stages import Record
+from sv3d_fast.stages import Product, Record
 from sv3d_fast.video import OrbitVideo
 
 
@@ -24,14 +24,16 @@ def made(folder: Path) -> Made:
     generator = torch.Generator().manual_seed(3)
     frames = torch.randint(0, 256, (21, 24, 24, 3), generator=generator, dtype=torch.uint8)
     record = Record.open(folder, torch.device("cpu"), {"orbit": ("orbit.mp4",)}, {"input": "a"})
-    return Made(Job(folder / "a.png", "a", Settings(seed=5)), OrbitVideo(frames, Orbit.sine(7.5)), record, time.time())
+    orbit = Product("orbit", OrbitVideo(frames, Orbit.sine(7.5)), {"fingerprint": "f", "seconds": 1.5})
+    return Made(Job(folder / "a.png", "a", Settings(seed=5)), orbit, record, time.time())
 
 
 def describe(one: Made) -> Outcome:
     """What arrived, and where."""
-    video = one.video
-    row = {"sum": int(video.frames.long().sum()), "elevations": video.orbit.elevations.tolist(), "process": os.getpid()}
-    return Outcome(row | {"seed": one.job.settings.seed, "input": one.record.manifest["input"]}, [])
+    video = one.orbit.value
+    row = {"entry": one.orbit.entry, "seed": one.job.settings.seed, "input": one.record.manifest["input"]}
+    row |= {"sum": int(video.frames.long().sum()), "elevations": video.orbit.elevations.tolist()}
+    return Outcome(row | {"process": os.getpid()}, [])
 
 
 def die(one: Made) -> Outcome:

@@ -9,7 +9,7 @@ from test_generation import SAMPLING as GENERATING
 from test_generation import pictures, turns
 from tiny_sv3d import config, relative_error
 
-from sv3d_fast import cli, pipeline
+from sv3d_fast import cli, orbit_stage
 from sv3d_fast.cfg_parallel import SplitPrediction, Twin, even_chunk, twin_of
 from sv3d_fast.devices import second_device
 from sv3d_fast.engine import NonFiniteError, denoising
@@ -166,8 +166,8 @@ def test_an_orbit_through_the_pipeline(monkeypatch, tmp_path):
     from sv3d_fast.benchmark import draw_subject
 
     draw_subject().save(photo)
-    monkeypatch.setattr(pipeline, "second_device", lambda device: CPU)
+    monkeypatch.setattr(orbit_stage, "second_device", lambda device: CPU)
     settings = Settings(device="cpu", **SMALL)
-    alone, _ = finish(pipeline.orbiting(photo, tmp_path / "alone", settings))
-    split, _ = finish(pipeline.orbiting(photo, tmp_path / "split", replace(settings, cfg_parallel=True)))
+    alone, _ = finish(orbit_stage.orbiting(photo, tmp_path / "alone", settings))
+    split, _ = finish(orbit_stage.orbiting(photo, tmp_path / "split", replace(settings, cfg_parallel=True)))
     assert relative_error(split.frames.float(), alone.frames.float()) < 1e-3

@@ -18,13 +18,13 @@ import trimesh
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
-from sv3d_fast import cli, pipeline
+from sv3d_fast import cli, orbit_stage, pipeline
 from sv3d_fast.camera import Orbit
 from sv3d_fast.engine import NonFiniteError
 from sv3d_fast.events import Progress
 from sv3d_fast.formats import plan_of
+from sv3d_fast.mini.config import WEIGHTS as EMBEDDED_WEIGHTS
 from sv3d_fast.orbit_io import save_orbit
-from sv3d_fast.pipeline import EMBEDDED_WEIGHTS
 from sv3d_fast.settings import Settings
 from sv3d_fast.video import OrbitVideo
 
@@ -49,7 +49,8 @@ def no_stage(monkeypatch):
     def started(*args, **kwargs):
         pytest.fail("a stage was started")
 
-    for name in ("planned", "fitting", "extracting"):
+    monkeypatch.setattr(orbit_stage, "planned", started)
+    for name in ("fitting", "extracting"):
         monkeypatch.setattr(pipeline, name, started)
 
 
@@ -158,7 +159,7 @@ def test_errors_are_one_line(photo, tmp_path, capsys, monkeypatch, error, reason
         raise error
         yield
 
-    monkeypatch.setattr(pipeline, "planned", fails)
+    monkeypatch.setattr(orbit_stage, "planned", fails)
     line = complaint(capsys, "run", photo, "-o", tmp_path / "out")
     assert reason in line
     assert "None" not in line
@@ -167,7 +168,7 @@ def test_errors_are_one_line(photo, tmp_path, capsys, monkeypatch, error, reason
 
 
 def test_our_own_errors_keep_their_traceback(photo, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "planned", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("a bug")))
+    monkeypatch.setattr(orbit_stage, "planned", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["run", str(photo), "-o", str(tmp_path / "out")])
 
@@ -180,7 +181,7 @@ def white_frames(monkeypatch):
         yield Progress("orbit", 1, 1)
         return torch.full((1, len(orbits[0]), 128, 128, 3), 255, dtype=torch.uint8)
 
-    monkeypatch.setattr(pipeline, "planned", frames)
+    monkeypatch.setattr(orbit_stage, "planned", frames)
 
 
 def test_quiet_says_nothing(photo, tmp_path, capsys, white_frames):
@@ -427,7 +428,7 @@ def test_an_interruption_says_how_to_go_on(photo, tmp_path, capsys, monkeypatch,
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(pipeline, "planned", interrupted)
+    monkeypatch.setattr(orbit_stage, "planned", interrupted)
     assert cli.main(["run", str(photo), "-o", str(tmp_path / "out"), *flags]) == 130
     out, err = capsys.readouterr()
     assert out == ""
@@ -442,7 +443,7 @@ def test_warnings_are_one_line_each(photo, tmp_path, capsys, monkeypatch):
         warnings.warn("of\nour own", stacklevel=1)
         raise ValueError("enough")
 
-    monkeypatch.setattr(pipeline, "open_model", warns)
+    monkeypatch.setattr(orbit_stage, "open_model", warns)
     assert cli.main(["run", str(photo), "-o", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == "sv3d-fast: warning: of our own\nsv3d-fast: error: enough\n"
 

@@ -17,14 +17,17 @@ from tiny_sv3d import FRAMES as TINY_FRAMES
 from tiny_sv3d import make_folder as make_tiny
 
 import sv3d_fast
-from sv3d_fast import pipeline
+from sv3d_fast import orbit_stage, pipeline
 from sv3d_fast.camera import Orbit
+from sv3d_fast.devices import pick_device
 from sv3d_fast.events import FileWritten, Progress, StageFinished, StageResumed, Warned
 from sv3d_fast.files import OutputError
 from sv3d_fast.formats import plan_of
+from sv3d_fast.mini.config import WEIGHTS as EMBEDDED_WEIGHTS
 from sv3d_fast.model import weights
 from sv3d_fast.orbit_io import load_orbit
-from sv3d_fast.pipeline import EMBEDDED_WEIGHTS, make_orbit, orbiting, pick_device, reconstructing, running
+from sv3d_fast.orbit_stage import make_orbit, orbiting
+from sv3d_fast.pipeline import reconstructing, running
 from sv3d_fast.preview import write_preview
 from sv3d_fast.scene.fit import FitConfig
 from sv3d_fast.settings import Settings
@@ -143,7 +146,7 @@ def test_the_manifest_tells_how(first):
 
 def test_a_second_run_takes_everything_up_without_the_model(first, again, monkeypatch):
     photo, folder = again
-    monkeypatch.setattr(pipeline, "load_model", no_model)
+    monkeypatch.setattr(orbit_stage, "load_model", no_model)
     before, warned = contents(folder), manifest(folder)["warnings"]
     result, ran, resumed, _ = follow(running(photo, folder, Settings(**SMALL)))
     assert (ran, resumed) == (["report"], ["orbit", "splats", "mesh", "formats"])
@@ -333,7 +336,7 @@ def test_an_interrupted_run_goes_on_from_its_finished_stages(first, tmp_path, mo
             follow(running(photo, folder, Settings(**SMALL)))
     assert {p.name for p in folder.iterdir()} == {"manifest.json", *PLAN["orbit"]}
     frames = contents(folder / "images")
-    monkeypatch.setattr(pipeline, "load_model", no_model)
+    monkeypatch.setattr(orbit_stage, "load_model", no_model)
     result, ran, resumed, _ = follow(running(photo, folder, Settings(**SMALL)))
     assert (ran, resumed) == (list(PLAN)[1:], ["orbit"])
     assert contents(folder / "images") == frames == contents(first[1] / "images")
@@ -348,7 +351,7 @@ def test_an_earlier_result_stays_until_there_is_a_new_one(again, monkeypatch):
         yield Progress("orbit", 1, 4)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "planned", interrupted)
+    monkeypatch.setattr(orbit_stage, "planned", interrupted)
     with pytest.raises(KeyboardInterrupt):
         follow(running(photo, folder, Settings(**(SMALL | {"seed": 5}))))
     assert contents(folder) == before

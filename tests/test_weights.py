@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, UNetSpatioTemporalConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from sv3d_fast.model import hub, weights
+from sv3d_fast.model import weights
 from sv3d_fast.model.checkpoint import CheckpointError
 from sv3d_fast.model.clip import CLIPImageTower
 from sv3d_fast.model.config import CLIPConfig, ModelConfig, SamplerConfig, UNetConfig, VAEConfig
@@ -604,16 +604,20 @@ def test_pickles_are_refused(tmp_path):
 # --- the Hub ----------------------------------------------------------------------------------------------------
 
 
+def no_network(*args, **kwargs):
+    pytest.fail("touched the network")
+
+
 @pytest.mark.parametrize("path", ["./a/b", "/nowhere/at/all", "a/b/c", "~/nothing", "a/x.safetensors", "x.ckpt"])
 def test_missing_local_paths_stay_local(path, monkeypatch):
-    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **kwargs: pytest.fail("touched the network"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     with pytest.raises(CheckpointError, match=r"no such file or folder$") as info:
         load_model(path)
     one_line(info)
 
 
 def test_existing_paths_stay_local(port, monkeypatch):
-    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **kwargs: pytest.fail("touched the network"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     monkeypatch.chdir(port.parent)
     load_model("port")
     (port / "empty").mkdir()
@@ -660,7 +664,7 @@ def test_only_what_is_asked_for_is_downloaded(port, tmp_path, small_defaults, mo
         patterns, ignored, _ = asked[-1]
         return set(huggingface_hub.utils.filter_repo_objects(files, allow_patterns=patterns, ignore_patterns=ignored))
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     load_model("a/port", token="t", revision="r", cache_dir="c", local_files_only=True)
     assert asked[-1][2] == {"token": "t", "revision": "r", "cache_dir": "c", "local_files_only": True}
     plain = ["unet/diffusion_pytorch_model.safetensors", "image_encoder/model-00001-of-00002.safetensors"]
@@ -706,7 +710,7 @@ def test_errors_of_the_hub(monkeypatch, error, message):
     def download(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(CheckpointError, match=message) as info:
         load_model("a/b", revision="v9")

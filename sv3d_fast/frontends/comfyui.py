@@ -17,7 +17,8 @@ from comfy_api.latest import ComfyAPISync, ComfyExtension, Types, io
 from PIL import Image
 
 from sv3d_fast.events import Event, Progress
-from sv3d_fast.pipeline import open_model, running
+from sv3d_fast.orbit_stage import open_model
+from sv3d_fast.pipeline import running
 from sv3d_fast.scene.corners import split, to_y_up
 from sv3d_fast.scene.mesh import Mesh
 from sv3d_fast.scene.splat_axes import Axes

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sv3d_fast.events import Event, FileWritten, Progress, StageFinished, Warned
-from sv3d_fast.pipeline import open_model, running
+from sv3d_fast.orbit_stage import open_model
+from sv3d_fast.pipeline import running
 from sv3d_fast.settings import PURPOSES, Settings
 
 try:

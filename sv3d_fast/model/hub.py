@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from huggingface_hub import constants, errors, snapshot_download
-
 from .checkpoint import CheckpointError
 
 
@@ -21,6 +19,8 @@ def fetch(
 
     Raises CheckpointError, in one line, where the repository can't be found or read.
     """
+    from huggingface_hub import constants, errors, snapshot_download  # 0.3 s, which models that are here don't wait for
+
     at = f"{repo_id}: no such file or folder here, and as a Hub repository: "
     try:
         return Path(

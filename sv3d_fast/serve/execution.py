@@ -22,7 +22,8 @@ def open_pipeline(settings: ServeSettings, device: str) -> Execute:
 
     Raises ValueError for weights that can't be used.
     """
-    from sv3d_fast.pipeline import open_model, orbiting, running
+    from sv3d_fast.orbit_stage import open_model, orbiting
+    from sv3d_fast.pipeline import running
     from sv3d_fast.preview_settings import PreviewSettings
     from sv3d_fast.triposr_pipeline import open_triposr, previewing
 
@@ -60,7 +61,7 @@ def _disc(path: Path) -> Path:
 
 def device_names(names: tuple[str, ...]) -> list[str]:
     """One name for each worker; "auto" is every GPU, or the CPU. Raises ValueError for a device that is not there."""
-    from sv3d_fast.pipeline import pick_device
+    from sv3d_fast.devices import pick_device
 
     if names != ("auto",):
         return [str(pick_device(name)) for name in names]
