@@ -9,11 +9,14 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/sv3d-fast run examples/armchair.png -o out/demo
 
+# Files side by side, one on each core (more than four would fill the memory of small machines), each with one thread.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(READY) browser
-	$(BIN)/python -m pytest
+	$(PARALLEL)
 
 test-fast: $(READY) browser
-	$(BIN)/python -m pytest -m "not slow"
+	$(PARALLEL) -m "not slow"
 
 # Debian's browser and its driver, for the tests that look at pages; installed where that is allowed.
 BROWSER := chromium chromium-driver fonts-dejavu-core
