@@ -1,11 +1,15 @@
 """Shared fixtures: GPU tests are deselected, never skipped in silence, where there is no GPU."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# a failed assertion there shows its values, as in a test
+pytest.register_assert_rewrite("command_line", "small_run", "small_weights")
 
 
 @pytest.fixture
@@ -21,6 +25,32 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def quick_fit():
+    """Splats and previews of the least quality, for tests of what stands around them."""
+    import small_run  # here and below: most files need no pipeline, and it takes seconds to import
+
+    with small_run.quick_fit():
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A finished run at its smallest: photo, folder, result and events. Never written to; `copied_run` copies it."""
+    import small_run
+
+    return small_run.make_run(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def copied_run(finished_run, tmp_path):
+    """The photo and a copy of the finished run's folder."""
+    photo, folder, *_ = finished_run
+    shutil.copy2(photo, tmp_path / photo.name)
+    shutil.copytree(folder, tmp_path / "out")
+    return tmp_path / photo.name, tmp_path / "out"
 
 
 def pytest_collection_modifyitems(config, items):

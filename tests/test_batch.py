@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from test_pipeline import SMALL, blob
+from small_run import SMALL, blob
 
 from sv3d_fast import batch, batch_picture, batch_workers, orbit_stage, pipeline, planned
 from sv3d_fast.batch import PAGE, RESULTS, batching, read_results

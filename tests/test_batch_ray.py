@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_pipeline import SMALL, blob
+from small_run import SMALL, blob
 
 from sv3d_fast import batch_ray
 from sv3d_fast.batch import RESULTS, batching, read_results

@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from test_pipeline import SMALL
+from small_run import SMALL
 from tiny_sv3d import config as tiny
 
 from sv3d_fast import benchmark, ceilings

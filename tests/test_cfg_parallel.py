@@ -161,7 +161,7 @@ def test_the_command_refuses_before_it_writes(command, tmp_path, capsys):
 
 def test_an_orbit_through_the_pipeline(monkeypatch, tmp_path):
     photo = tmp_path / "photo.png"
-    from test_pipeline import SMALL
+    from small_run import SMALL
 
     from sv3d_fast.benchmark import draw_subject
 

@@ -60,3 +60,11 @@ def test_a_driver_that_is_too_old(machine):
 def test_names_that_are_none(machine, name):
     machine((9, 0))
     refusal(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "CPU", "cpu:3", "meta", "mps", "cuda:x", "cuda:-1", "cuda:999", "cuda:9999999999"]
+)
+def test_devices_that_are_not_there(name):
+    with pytest.raises(ValueError, match=r"^device: "):
+        pick_device(name)

@@ -16,7 +16,7 @@ from browser import browser, complaints, pixels, until
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.action_chains import ScrollOrigin
 from selenium.webdriver.common.by import By
-from test_pipeline import SMALL, blob
+from small_run import SMALL, blob
 
 from sv3d_fast import pipeline
 from sv3d_fast.batch import PAGE, batching

@@ -1,11 +1,15 @@
 """Poses as users write them, and everything that can be wrong with them."""
 
+import json
+
 import pytest
 import torch
 from tiny_sv3d import even_turn
 
 from sv3d_fast import Orbit
+from sv3d_fast.orbit_stage import make_orbit
 from sv3d_fast.poses import read_orbit
+from sv3d_fast.settings import Settings
 
 POSE = {"elevation": 0, "azimuth": 0}
 COMFY = [{"elevation": 0, "azimuth": 18 * k} for k in range(21)]
@@ -48,3 +52,13 @@ def test_a_single_frame_and_whole_turns_off():
     )
     assert shift == 1
     assert torch.allclose(orbit.azimuths, torch.tensor([120.0, 240.0, 0.0]))
+
+
+@pytest.mark.parametrize("first_view", [True, False])
+def test_poses_from_a_file(tmp_path, first_view):
+    azimuths = [0, 90, 180, 270] if first_view else [90, 180, 270, 0]
+    path = tmp_path / "poses.json"
+    path.write_text(json.dumps([{"elevation": a / 10, "azimuth": a} for a in azimuths]))
+    orbit = make_orbit(Settings(orbit=path))
+    assert orbit.azimuths.tolist() == [90, 180, 270, 0]
+    assert orbit.elevations.tolist() == [9, 18, 27, 0]
