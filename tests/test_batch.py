@@ -161,7 +161,7 @@ def test_networks_serve_one_picture_while_others_are_read(photos, tmp_path, monk
 
     def reading(*args, **kwargs):
         subject = load_subject(*args, **kwargs)
-        read.wait(60)  # neither goes on before both are read
+        read.wait(240)  # neither goes on before both are read
         return subject
 
     def watched(*args, **kwargs):

@@ -28,7 +28,7 @@ from sv3d_fast.serve.settings import ServeSettings
 URL = "/v1/3d/generations"
 
 
-def until(condition, seconds=30.0):
+def until(condition, seconds=120.0):
     """The first true value of a condition; fails after a bounded wait."""
     end = time.monotonic() + seconds
     while not (value := condition()):
