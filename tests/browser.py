@@ -20,7 +20,7 @@ FLAGS = (
     *("--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--force-device-scale-factor=1"),
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",  # nothing but this machine
 )
-PATIENCE = 30.0  # seconds for whatever a page is to show
+PATIENCE = 120.0  # seconds for whatever a page is to show
 
 
 @contextlib.contextmanager
