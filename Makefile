@@ -73,9 +73,11 @@ gpu:
 clean:
 	rm -rf build out sv3d_fast/native $(VENV) *.egg-info
 
+# modules are compiled when they are first imported: most of those that come along never are
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt
+
 $(READY): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "setuptools>=77" wheel cmake ninja \
-		torch apache-tvm-ffi meshoptimizer
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[test,test-formats,test-pages,dev]"
+	$(PIP) "setuptools>=77" wheel cmake ninja torch apache-tvm-ffi meshoptimizer
+	$(PIP) --no-build-isolation -e ".[test,test-formats,test-pages,dev]"
 	touch $(READY)
