@@ -195,21 +195,22 @@ def temporal_attention_bench(device: torch.device) -> None:
 
 
 def vae_bench(device: torch.device) -> None:
-    """Decoding 21 frames in float16 to bytes in main memory, by chunk size."""
-    with torch.device("meta"):
-        vae = SV3DVAE(VAEConfig())
-    vae = randomised(vae, device, torch.float16).to(memory_format=torch.channels_last)
+    """Decoding 21 frames to bytes in main memory, by precision (the command line's is float32) and chunk size."""
     latents = torch.randn(FRAMES, 4, SIDE, SIDE, device=device)
     best = None
-    for chunk in (1, 2, 3, 7):
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        ms = milliseconds(lambda chunk=chunk: finish(decoding_frames([vae], latents, chunk=chunk)), 3)
-        beyond = (torch.cuda.max_memory_allocated() - before) / 2**30
-        print(f"VAE decode, float16, chunk {chunk}: {ms:.0f} ms, {beyond:.2f} GiB beyond weights")
-        if beyond <= 1.5 or best is None:
-            best = (ms, beyond)
+    for dtype in (torch.float16, torch.float32):
+        with torch.device("meta"):
+            vae = SV3DVAE(VAEConfig())
+        vae = randomised(vae, device, dtype).to(memory_format=torch.channels_last)
+        for chunk in (1, 2, 3, 7):
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            ms = milliseconds(lambda vae=vae, chunk=chunk: finish(decoding_frames([vae], latents, chunk=chunk)), 3)
+            beyond = (torch.cuda.max_memory_allocated() - before) / 2**30
+            print(f"VAE decode, {dtype}, chunk {chunk}: {ms:.0f} ms, {beyond:.2f} GiB beyond weights")
+            if best is None or (dtype == torch.float16 and beyond <= 1.5):
+                best = (ms, beyond)
     record(ISSUE, "VAE decode, 21 frames, float16", best[0], "ms", "<= 190")
     record(ISSUE, "VAE decode, beyond weights", best[1], "GiB", "<= 1.5")
 

@@ -189,7 +189,10 @@ def _generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--foreground-ratio", type=float, help="longest side of the object over the picture's")
     parser.add_argument("--no-remove-bg", action="store_true", help="take the picture as it is")
     parser.add_argument("--matting-model", type=Path, help="local ONNX file for background removal")
-    parser.add_argument("--decode-chunk-size", type=int, default=default.decode_chunk_size, help="no effect on pixels")
+    parser.add_argument(
+        "--decode-chunk-size", type=int, default=default.decode_chunk_size,
+        help="frames decoded at once (default: 1); more take memory, and change no pixel",
+    )  # fmt: skip
     _budget(parser)
 
 
