@@ -190,9 +190,8 @@ def _generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-remove-bg", action="store_true", help="take the picture as it is")
     parser.add_argument("--matting-model", type=Path, help="local ONNX file for background removal")
     parser.add_argument(
-        "--decode-chunk-size", type=int, default=default.decode_chunk_size,
-        help="frames decoded at once (default: 1); more take memory, and change no pixel",
-    )  # fmt: skip
+        "--decode-chunk-size", type=int, help="frames decoded at once: memory, and never a pixel's value"
+    )
     _budget(parser)
 
 

@@ -34,6 +34,7 @@ STAGE = "orbit"
 TIER = "exact"
 EMBEDDED_RATIO = 0.85  # how the embedded model's training pictures were framed
 MAX_POSES = 1000
+CHUNKS = {"cpu": 7, "cuda": 1}  # frames decoded at once where nobody says: on a GPU each takes 1.1 GiB at 576²
 
 
 def open_model(settings: Settings) -> SV3DModel:
@@ -48,7 +49,8 @@ def open_model(settings: Settings) -> SV3DModel:
     budget = budget_of(settings.max_memory, device)
     model = load_model(path, dtype=dtype, device=device if budget is None else "cpu")
     if budget is not None:
-        check_budget(model, budget, settings.frame_size, len(make_orbit(settings)), settings.decode_chunk_size)
+        chunk = settings.decode_chunk_size or CHUNKS[device.type]
+        check_budget(model, budget, settings.frame_size, len(make_orbit(settings)), chunk)
     return model
 
 
@@ -130,7 +132,7 @@ def making(
         if len(cameras) != network.config.frames:
             trained = network.config.frames
             yield Warned(STAGE, f"the model was trained on orbits of {trained} frames; this one has {len(cameras)}")
-        image, chunk = subject.image.permute(2, 0, 1)[None] * 2 - 1, settings.decode_chunk_size
+        image, chunk = subject.image.permute(2, 0, 1)[None] * 2 - 1, settings.decode_chunk_size or CHUNKS[device.type]
         began = time.perf_counter()
         with turn or nullcontext():
             if turn:

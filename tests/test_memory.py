@@ -18,7 +18,7 @@ from sv3d_fast.memory import CONDITIONING, DECODING, DENOISING, BudgetError, Sha
 from sv3d_fast.model.config import ModelConfig
 from sv3d_fast.model.fused_unet import FusedUNet
 from sv3d_fast.model.unet import SV3DUNet
-from sv3d_fast.settings import Settings
+from sv3d_fast.orbit_stage import CHUNKS
 from sv3d_fast.sizes import parse_size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -172,7 +172,7 @@ def test_plans_of_other_shapes_and_precisions():
 
 def test_sv3d_fits_where_it_should():
     """The bars at the official sizes: 7 GiB as nobody asks for anything else, 5 GiB at the least."""
-    plans = candidates(ModelConfig(), Shape(576, 21), Settings().decode_chunk_size)
+    plans = candidates(ModelConfig(), Shape(576, 21), CHUNKS["cuda"])
     made = {(p.placement, p.keeps_graph): p.peak / 2**30 for p in plans}
     assert made["resident", True] <= 7
     assert made["resident", False] <= 6.5
