@@ -55,9 +55,8 @@ class Maker:
 
     def open(self, settings: Sequence[Settings]) -> None:
         """Opens every model that these name. Raises ValueError for weights or devices that can't be used."""
-        with self._turn:
-            for one in settings:
-                self._model(one)
+        for one in settings:
+            self._model(one)
 
     def make(self, job: Job, folder: Path) -> Made | Outcome:
         """The picture's orbit, to be written below `folder`, or how it failed.
@@ -67,8 +66,7 @@ class Maker:
         """
         started, warnings = time.time(), []  # type: ignore[var-annotated]
         try:
-            with self._turn:
-                model = self._model(job.settings)
+            model = self._model(job.settings)
             running = making(job.picture, folder / job.name, job.settings, model=model, turn=self._turn)
             orbit, record = _followed(running, job, warnings, self._stopped)
         except (InterruptedError, torch.AcceleratorError):
@@ -83,8 +81,10 @@ class Maker:
 
     def _model(self, settings: Settings) -> SV3DModel:
         key = (settings.model, settings.device)
-        if key not in self._models:
-            self._models[key] = open_model(settings)
+        if key not in self._models:  # else nobody waits here: the next picture is read while others' networks run
+            with self._turn:
+                if key not in self._models:
+                    self._models[key] = open_model(settings)
         return self._models[key]
 
 

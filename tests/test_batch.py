@@ -155,28 +155,35 @@ def test_links_of_the_page_are_quoted():
     assert "1 of 2 pictures" in page
 
 
-def test_networks_serve_one_picture_while_others_are_read(photos, tmp_path, monkeypatch):
-    read, inside, most = threading.Barrier(2), [], []
+def test_networks_serve_one_picture_while_the_next_is_read(photos, tmp_path, monkeypatch):
+    (photos / "broken.png").unlink()
+    for name in "cd":
+        blob(photos / f"{name}.png", (90, 60, 200, 255))
+    change, read, inside, most, ahead = threading.Condition(), [], [], [], []
     load_subject, generating = orbit_stage.load_subject, planned.generating
 
     def reading(*args, **kwargs):
         subject = load_subject(*args, **kwargs)
-        read.wait(240)  # neither goes on before both are read
+        with change:
+            read.append(subject)
+            change.notify_all()
         return subject
 
     def watched(*args, **kwargs):
         inside.append(1)
         most.append(len(inside))
+        with change:  # the networks go on as soon as the next picture, if there is one, is read
+            ahead.append(change.wait_for(lambda: len(read) >= min(len(most) + 1, 4), timeout=240))
         made = yield from generating(*args, **kwargs)
         inside.pop()
         return made
 
     monkeypatch.setattr(orbit_stage, "load_subject", reading)
     monkeypatch.setattr(planned, "generating", watched)
-    (photos / "broken.png").unlink()
     assert finish(batching(photos, tmp_path / "out", SETTINGS)).failed == 0
-    assert most == [1, 1]
-    waits = [json.loads((tmp_path / "out" / n / "manifest.json").read_text())["stages"]["orbit"] for n in "ab"]
+    assert most == [1] * 4
+    assert ahead == [True] * 4
+    waits = [json.loads((tmp_path / "out" / n / "manifest.json").read_text())["stages"]["orbit"] for n in "abcd"]
     assert sorted(w["waited_seconds"] for w in waits)[1] > 0
     assert all(w["waited_seconds"] <= w["seconds"] for w in waits)
 
