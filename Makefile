@@ -9,8 +9,10 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/sv3d-fast run examples/armchair.png -o out/demo
 
-# Files side by side, one on each core (more than four would fill the memory of small machines), each with one thread.
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# Files side by side, one on each core (more than four would fill the memory of small machines), each with one thread, in
+# their order: by the number of their tests, the slowest files would come last.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	--no-loadscope-reorder
 
 test: $(READY) browser
 	$(PARALLEL)
