@@ -1,4 +1,4 @@
-"""Runs the pictures of a batch on this machine: the networks in this process, reconstructions in others.
+"""Runs the pictures of a batch on this machine: the networks in this process, all that follows an orbit in others.
 
 A fit launches thousands of small kernels and waits for the device in every step; in a thread of this process it would
 stand behind whole denoising steps in the same queue and take turns with them at Python's lock. The GPU gives processes
@@ -19,7 +19,7 @@ from pathlib import Path
 from .batch_picture import Made, Maker, Outcome, failed, reconstruct
 from .batch_source import Job
 
-MAKING = 2  # pictures that are on their way to an orbit: one has the networks, one is read or written
+MAKING = 2  # pictures that are on their way to an orbit: one has the networks, one is read
 TRIES = 2  # a picture may end its process once: the first time may have been another's fault
 
 
@@ -57,7 +57,7 @@ def carrying(jobs: Sequence[Job], folder: Path, workers: int) -> Generator[Outco
 
 
 class Fitter:
-    """A process that reconstructs, one picture at a time, and is made anew when it dies.
+    """A process that writes orbits and reconstructs, one picture at a time, and is made anew when it dies.
 
     work: what it does with a picture; a function of a module.
     """

@@ -49,9 +49,12 @@ def open_model(settings: Settings) -> SV3DModel:
     budget = budget_of(settings.max_memory, device)
     model = load_model(path, dtype=dtype, device=device if budget is None else "cpu")
     if budget is not None:
-        chunk = settings.decode_chunk_size or CHUNKS[device.type]
-        check_budget(model, budget, settings.frame_size, len(make_orbit(settings)), chunk)
+        check_budget(model, budget, settings.frame_size, len(make_orbit(settings)), _chunk(settings, device))
     return model
+
+
+def _chunk(settings: Settings, device: torch.device) -> int:
+    return settings.decode_chunk_size or CHUNKS[device.type]
 
 
 def make_orbit(settings: Settings) -> Orbit:
@@ -132,7 +135,7 @@ def making(
         if len(cameras) != network.config.frames:
             trained = network.config.frames
             yield Warned(STAGE, f"the model was trained on orbits of {trained} frames; this one has {len(cameras)}")
-        image, chunk = subject.image.permute(2, 0, 1)[None] * 2 - 1, settings.decode_chunk_size or CHUNKS[device.type]
+        image, chunk = subject.image.permute(2, 0, 1)[None] * 2 - 1, _chunk(settings, device)
         began = time.perf_counter()
         with turn or nullcontext():
             if turn:
