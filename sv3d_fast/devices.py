@@ -43,3 +43,9 @@ def second_device(first: torch.device) -> torch.device:
     if count < 2:
         raise ValueError(f"cfg_parallel: needs two GPUs, and this machine has {count}")
     return torch.device("cuda", ((first.index or 0) + 1) % count)
+
+
+def give_back() -> None:
+    """Returns the memory that the caching allocator holds for nothing."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

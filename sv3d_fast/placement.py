@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from .devices import give_back
 from .memory import DECODING, DENOISING, RESIDENT, STREAMED, Plan
 from .model.fused_unet import FusedUNet
 from .model.unet import SV3DUNet
@@ -62,12 +63,6 @@ def leave(model: SV3DModel) -> None:
     for network in (model.unet, model.vae, model.image_encoder):
         network.to("cpu")
     give_back()
-
-
-def give_back() -> None:
-    """Returns the memory that the caching allocator holds for nothing."""
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 @contextmanager

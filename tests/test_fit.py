@@ -154,6 +154,16 @@ def test_it_fits_on_a_gpu():
     assert psnr(rgb.clamp(0, 1).cpu(), large.colors()) > 32
 
 
+@pytest.mark.gpu
+def test_a_fit_leaves_no_memory_behind_on_a_gpu():
+    on_gpu = OrbitVideo(video(48).frames.cuda(), ORBIT)
+    held = []
+    for _ in range(3):
+        fit(on_gpu, count=2000, steps=12)
+        held.append(torch.cuda.memory_reserved())
+    assert held[1] <= held[0] and held[2] <= held[0]
+
+
 def test_objects_fitted_together_are_what_they_are_alone():
     pair = [video(24), render(ROUND, Orbit.static(5), 24)]
     options = {"count": 60, "steps": 7, "seed": 3}

@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 
 from sv3d_fast import events
 from sv3d_fast.camera import Orbit
+from sv3d_fast.devices import give_back
 from sv3d_fast.kernels.splat_raster import splat_raster
 from sv3d_fast.video import MIN_FRAMES, OrbitVideo
 
@@ -145,6 +146,8 @@ def fitting(
             if done % 10 == 1 or done == steps:  # reading a figure waits for a GPU
                 figures = {"loss": float(step.loss), "psnr": -10 * math.log10(max(float(step.noise), 1e-12))}
             yield events.Progress(STAGE, done, steps, dict(figures))
+    del step
+    give_back()  # what graphs held is of use to no other, and other processes work on this GPU
     return _visible(splats)
 
 
