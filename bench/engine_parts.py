@@ -12,13 +12,16 @@ from torch.overrides import TorchFunctionMode
 from sv3d_fast.ceilings import Ceilings
 from sv3d_fast.kernels.op import BACKEND_VARIABLE, Op
 
-LIBRARY = ("conv2d", "scaled_dot_product_attention", "lerp")  # what the network calls besides ops
+LIBRARY = ("conv2d", "lerp")  # what the network calls besides ops
 NORMS = ("group_norm", "residual_group_norm", "layer_norm", "positioned_layer_norm")
 PRODUCTS = ("linear", "geglu", "temporal_conv")
-STOCK = dict.fromkeys((*NORMS, *PRODUCTS, "upsample_conv"), "reference") | {"temporal_attention": "sdpa"}
+STOCK = dict.fromkeys((*NORMS, *PRODUCTS, "upsample_conv"), "reference") | {
+    "temporal_attention": "sdpa", "spatial_attention": "library",
+}  # fmt: skip
 PARTS = (  # in the order in which they are switched on
     ("own norms", NORMS),
     ("own temporal attention", ("temporal_attention",)),
+    ("own spatial attention", ("spatial_attention",)),
     ("upsampling within its convolution", ("upsample_conv",)),
     ("own matrix products", PRODUCTS),
 )
@@ -87,9 +90,7 @@ def flops(name: str, tensors: list[Tensor], made: Tensor) -> float:
         return 2 * tensors[1].numel() * tensors[0].numel() / tensors[0].shape[-1]
     if name == "conv2d":
         return 2 * made.numel() * tensors[1][0].numel()
-    if name == "scaled_dot_product_attention":
-        return 4 * made.numel() * tensors[1].shape[-2]
-    if name == "temporal_attention":
+    if name in ("spatial_attention", "temporal_attention"):
         return 4 * made.numel() * made.shape[1]
     return 0
 

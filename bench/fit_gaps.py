@@ -23,7 +23,7 @@ from .ground_truth import read_models
 from .reconstruction import ISSUE, ORBIT, PACK
 from .results import record
 
-WINDOWS = {"half size": (60, 160), "full size": (240, 340)}  # steps of a GPU's 400
+WINDOWS = {"half size": (55, 95), "full size": (255, 295)}  # of a GPU's 400 steps, between two straightenings
 MODELS = ("rock1", "chair2", "crate", "bread")
 
 

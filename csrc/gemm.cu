@@ -1,29 +1,11 @@
 // The matrix product on Hopper GPUs, from Python: checks, and the choice among the ways of cutting it.
 #include "gemm_launch.h"
+#include "half_tensors.h"
 
 namespace sv3d::gemm {
 namespace {
 
-using Optional = tvm::ffi::Optional<TensorView>;
 constexpr int64_t MAX_EXTENT = int64_t{1} << 31;
-
-/// Pointer to a contiguous float16 tensor of this many values whose start is a multiple of `alignment` bytes.
-void* halves(const TensorView& t, const char* name, int64_t count, uintptr_t alignment) {
-  const DLDataType d = t.dtype();
-  if (t.device().device_type != kDLCUDA || d.code != kDLFloat || d.bits != 16 || d.lanes != 1 || !t.IsContiguous())
-    fail(std::string(name) + ": expected contiguous float16 on a CUDA device");
-  int64_t values = 1;
-  for (int i = 0; i < t.ndim(); ++i) values *= t.size(i);
-  if (values != count)
-    fail(std::string(name) + ": expected " + std::to_string(count) + " values, got " + std::to_string(values));
-  if (reinterpret_cast<uintptr_t>(t.data_ptr()) % alignment)
-    fail(std::string(name) + ": expected a start at a multiple of " + std::to_string(alignment) + " bytes");
-  return t.data_ptr();
-}
-
-const void* halves(const Optional& t, const char* name, int64_t count, uintptr_t alignment) {
-  return t.has_value() ? halves(t.value(), name, count, alignment) : nullptr;
-}
 
 using Launch = void (*)(const void*, const void*, Product, int, cudaStream_t);
 
@@ -91,11 +73,7 @@ void multiply(TensorView x, TensorView weight, Optional bias, Optional rows, Opt
   if (found == std::end(WAYS) || (geglu && !found->gated))
     fail("tiles: no kernel was compiled for " + std::to_string(height) + " x " + std::to_string(columns));
   tvm::ffi::CUDADeviceGuard guard(x.device().device_id);
-  int major = 0, multiprocessors = 0;
-  TVM_FFI_CHECK_CUDA_ERROR(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, x.device().device_id));
-  if (major != 9) fail("x: expected a GPU of compute capability 9.0");
-  TVM_FFI_CHECK_CUDA_ERROR(
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, x.device().device_id));
+  const int multiprocessors = hopper_multiprocessors(x.device().device_id);
   (geglu ? found->gated : found->plain)(a, b, p, multiprocessors, stream_of(x));
 }
 

@@ -2,10 +2,12 @@
 // at a time: through a small piece of shared memory, so that memory sees whole lines, and the residual likewise.
 #pragma once
 
-#include "gemm_hopper.h"
 #include "gemm_product.h"
+#include "hopper.h"
 
 namespace sv3d::gemm {
+
+using namespace hopper;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 

@@ -10,6 +10,7 @@ from sv3d_fast.kernels.geglu import geglu
 from sv3d_fast.kernels.group_norm import group_norm, residual_group_norm
 from sv3d_fast.kernels.layer_norm import layer_norm, positioned_layer_norm
 from sv3d_fast.kernels.linear import linear
+from sv3d_fast.kernels.spatial_attention import spatial_attention
 from sv3d_fast.kernels.temporal_attention import temporal_attention
 from sv3d_fast.model.attention import FeedForward, SelfAttention, SingleTokenAttention, VideoTransformer
 
@@ -109,10 +110,8 @@ class FusedAttention(nn.Module):
 
     def spatial(self, x: Tensor, residual: Tensor, context: Tensor, frames: int) -> Tensor:
         """Among the P pixels of each of `frames` = B * T frames."""
-        qkv = self.qkv(x).view(frames, -1, 3, self.heads, x.shape[-1] // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
-        return self.out(mixed, residual, context)
+        mixed = spatial_attention(self.qkv(x).view(frames, -1, 3 * x.shape[-1]), self.heads)
+        return self.out(mixed.reshape(x.shape), residual, context)
 
     def temporal(self, x: Tensor, residual: Tensor, context: Tensor, shape: tuple[int, int, int]) -> Tensor:
         """Among the T frames of each pixel; shape: (B, T, P)."""

@@ -1,5 +1,5 @@
-// What a matrix product needs of Hopper's own instructions: barriers that count bytes, bulk copies of tiles, products
-// of a warp group. Names and meaning as in the PTX manual (ISA 8.0 and later, sm_90a).
+// Hopper's own instructions, as far as products need them: barriers that count bytes, bulk copies of tiles, products of
+// a warp group. Names and meaning as in the PTX manual (ISA 8.0 and later, sm_90a).
 #pragma once
 
 #include <cuda.h>
@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-namespace sv3d::gemm {
+namespace sv3d::hopper {
 
 constexpr int GROUP_THREADS = 128;            // of a warp group
 constexpr int CHUNK = 64;                     // channels of a stage: 128 bytes, the widest swizzle
@@ -143,6 +143,16 @@ SV3D_PRODUCT(256, SV3D_NAMES32_0 SV3D_NAMES32_1 SV3D_NAMES16_2 SV3D_NAMES16_2B S
              SV3D_OUT32(0), SV3D_OUT32(32), SV3D_OUT32(64), SV3D_OUT32(96))
 #undef SV3D_PRODUCT
 
+/// d (64 x 64, a warp group's) = a (64 x 16, in registers) b (16 x 64, rows of a matrix), plus d itself with `add`. A
+/// thread holds of `a` what it holds of two groups of eight columns of an accumulator, rounded in pairs.
+__device__ inline void product(float (&d)[32], const uint32_t (&a)[4], uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" SV3D_NAMES32_0
+      "}, {%32, %33, %34, %35}, %36, p, 1, 1, 1;\n}"
+      : SV3D_OUT32(0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+
 #endif
 
-}  // namespace sv3d::gemm
+}  // namespace sv3d::hopper
