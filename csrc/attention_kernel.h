@@ -2,8 +2,9 @@
 //
 // The online softmax of Dao, "FlashAttention-2", 2023, arranged as in Shah et al., "FlashAttention-3", 2024: the
 // products of the next keys are on their way while a group turns the last ones into weights, and the groups take turns
-// at the tensor cores, so that one's exponentials pass under the others' products. Results are scaled anew only where
-// a row's maximum has grown much.
+// at the tensor cores, so that one's exponentials pass under the others' products. Weights refer to the maximum of the
+// first keys that a query sees; only where their sums show that they outgrow float16, all is scaled anew. No other
+// maximum is sought: to find it takes a good part of the time between two products.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +18,11 @@ using namespace hopper;
 constexpr int HEAD = 64;             // channels
 constexpr int ROW_BYTES = 2 * HEAD;  // of a query, key or value in shared memory
 constexpr int GROUPS = 3, QUERIES = 64 * GROUPS, KEYS = 128;
-constexpr int STAGES = 2;  // of keys, and of values
+constexpr int STAGES = 4;  // of keys, and of values
 constexpr int THREADS = GROUP_THREADS * (GROUPS + 1);
 constexpr int LOADER_REGISTERS = 32, WORKER_REGISTERS = 160;  // together the 512 that a multiprocessor has for 128
-constexpr float LARGEST_STEP = 8;  // log2 by which weights may exceed 1 before results are scaled anew
-constexpr float NEVER = -1e30f;    // a logit without weight; finite, so that differences are
+constexpr float LARGE_SUM = 8192, LARGEST_SUM = 0x1p100f;     // of a thread's weights: what float16 and float32 hold
+constexpr float NEVER = -1e30f;                               // a logit without weight; finite, so that differences are
 
 // shared memory: two tiles of queries, the rings of keys and of values, and a pair of barriers for each of them
 constexpr int QUERY_BYTES = QUERIES * ROW_BYTES, KEY_BYTES = KEYS * ROW_BYTES;
@@ -146,41 +147,79 @@ struct Block {
   /// What a thread knows of its two rows: what weights refer to, in powers of two, its part of the weights' sum, and
   /// by what earlier results are scaled, where they are.
   struct Rows {
-    float reference[2] = {NEVER, NEVER}, sum[2] = {0, 0}, factor[2];
-    bool rescaled;
+    float reference[2] = {NEVER, NEVER}, sum[2] = {0, 0}, factor[2] = {1, 1};
   };
 
-  /// Logits to weights, in place.
-  __device__ void soften(Logits& s, Rows& rows) const {
-    float top[2][2] = {{NEVER, NEVER}, {NEVER, NEVER}};  // two chains a row: one would wait for itself
+  /// Weights of the part of the logits from `FROM` on, in place; adds them to sums.
+  template <int FROM, int TO>
+  __device__ void soften(Logits& s, const Rows& rows, float (&sum)[2]) const {
 #pragma unroll
-    for (int i = 0; i < KEYS / 2; ++i) top[i / 2 % 2][i % 2] = fmaxf(top[i / 2 % 2][i % 2], s[i]);
-    bool grown = false;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      top[h][0] = widest(fmaxf(top[h][0], top[h][1])) * p.scale;
-      grown |= top[h][0] > rows.reference[h] + LARGEST_STEP;
-    }
-    rows.rescaled = __any_sync(~0u, grown);
-    if (rows.rescaled) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float reference = fmaxf(rows.reference[h], top[h][0]);
-        rows.factor[h] = power_of_two(rows.reference[h] - reference);
-        rows.sum[h] *= rows.factor[h];
-        rows.reference[h] = reference;
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < KEYS / 2; ++i) {
+    for (int i = FROM; i < TO; ++i) {
       s[i] = power_of_two(fmaf(s[i], p.scale, -rows.reference[i / 2 % 2]));
-      rows.sum[i / 2 % 2] += s[i];
+      sum[i / 2 % 2] += s[i];
     }
   }
 
+  /// The same of all of them, after what they refer to has been raised to each row's maximum.
+  __device__ void soften_anew(Logits& s, Rows& rows) const {
+    float top[2] = {NEVER, NEVER};
+#pragma unroll
+    for (int i = 0; i < KEYS / 2; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[i]);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float reference = fmaxf(rows.reference[h], widest(top[h]) * p.scale);
+      rows.factor[h] = power_of_two(rows.reference[h] - reference);
+      rows.sum[h] *= rows.factor[h];
+      rows.reference[h] = reference;
+    }
+    soften<0, KEYS / 2>(s, rows, rows.sum);
+  }
+
+  /// Where weights have grown beyond what float16 holds: what they refer to is raised, by powers of two, and weights,
+  /// sums and earlier results become smaller. Logits so large that float32 doesn't hold their weights are formed again.
+  __device__ void raise(Logits& s, Rows& rows, float (&sum)[2], uint32_t queries, uint32_t keys) const {
+    if (__any_sync(~0u, !(fmaxf(sum[0], sum[1]) < LARGEST_SUM))) {
+      compare_again(s, queries, keys);
+      sum[0] = sum[1] = 0;
+      return soften_anew(s, rows);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int exponent = __float_as_int(widest(sum[h])) >> 23;  // and 127
+      const float factor = __int_as_float((254 - max(exponent, 127)) << 23);
+      rows.reference[h] += max(exponent, 127) - 127;
+      rows.factor[h] = factor, rows.sum[h] *= factor, sum[h] *= factor;
+    }
+#pragma unroll
+    for (int i = 0; i < KEYS / 2; ++i) s[i] *= rows.factor[i / 2 % 2];
+  }
+
+  /// As `compare`, from shared memory without the tensor cores, by each warp for itself.
+  __device__ static void compare_again(Logits& s, uint32_t queries, uint32_t keys) {
+    const int query = threadIdx.x % GROUP_THREADS / 32 * 16 + threadIdx.x % 32 / 4, key = 2 * (threadIdx.x % 4);
+#pragma unroll
+    for (int i = 0; i < KEYS / 2; ++i) s[i] = 0;
+#pragma unroll 1
+    for (int channel = 0; channel < HEAD; ++channel) {
+      const float q[2] = {element(queries, query, channel), element(queries, query + 8, channel)};
+#pragma unroll
+      for (int i = 0; i < KEYS / 2; ++i)
+        s[i] = fmaf(q[i / 2 % 2], element(keys, key + 8 * (i / 4) + i % 2, channel), s[i]);
+    }
+  }
+
+  /// Of a tile in the swizzle of bulk copies.
+  __device__ static float element(uint32_t tile, int row, int channel) {
+    uint16_t bits;
+    const uint32_t at = tile + row * ROW_BYTES + ((channel / 8 ^ row % 8) * 8 + channel % 8) * 2;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(bits) : "r"(at));
+    return __half2float(__ushort_as_half(bits));
+  }
+
+  template <int FROM, int TO>
   __device__ static void round(const Logits& s, Weights& weights) {
 #pragma unroll
-    for (int i = 0; i < KEYS / 4; ++i) weights[i / 4][i % 4] = rounded(s[2 * i], s[2 * i + 1]);
+    for (int i = FROM / 2; i < TO / 2; ++i) weights[i / 4][i % 4] = rounded(s[2 * i], s[2 * i + 1]);
   }
 
   /// Keeps what products read in its registers until here.
@@ -213,8 +252,8 @@ struct Block {
         for (int i = 0; i < KEYS / 2; ++i)
           if (8 * (i / 4) + 2 * (threadIdx.x % 4) + i % 2 >= there) s[i] = NEVER;
       }
-      soften(s, rows);
-      round(s, weights);
+      soften_anew(s, rows);
+      round<0, KEYS / 2>(s, weights);
       ++n;
 #pragma unroll 1
       for (int step = 1; step < p.key_tiles; ++step, ++n) {
@@ -226,18 +265,23 @@ struct Block {
         turn_pass(group);
         products_wait<1>();
         hold(s);
-        if (signals) barrier_arrive(key_empty(n));
-        soften(s, rows);
+        float sum[2] = {0, 0};
+        soften<0, KEYS / 4>(s, rows, sum);
         hold(s);
         products_wait<0>();
         hold(o);
         keep(weights);
         if (signals) barrier_arrive(value_empty(n - 1));
-        if (rows.rescaled) {
+        soften<KEYS / 4, KEYS / 2>(s, rows, sum);
+        round<0, KEYS / 2>(s, weights);
+        if (__any_sync(~0u, fmaxf(sum[0], sum[1]) > LARGE_SUM)) {
+          raise(s, rows, sum, own, key(n));
+          round<0, KEYS / 2>(s, weights);
 #pragma unroll
           for (int i = 0; i < HEAD / 2; ++i) o[i] *= rows.factor[i / 2 % 2];
         }
-        round(s, weights);
+        if (signals) barrier_arrive(key_empty(n));
+        rows.sum[0] += sum[0], rows.sum[1] += sum[1];
       }
       if (signals) barrier_arrive(query_empty(turns));
       barrier_wait(value_full(n - 1), parity(n - 1));

@@ -94,11 +94,13 @@ def test_the_hopper_kernel_is_as_near_to_the_definition_as_the_library(frames, l
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("ascending", [True, False])
-def test_weights_that_grow_from_key_to_key_are_scaled_anew(ascending):
+@pytest.mark.parametrize("steepness", [12, 48])
+def test_weights_that_outgrow_float16_and_float32_are_scaled_anew(ascending, steepness):
     needs_hopper()
     length, heads = 700, 2
     qkv = torch.randn(1, length, 3, heads, HEAD, device="cuda", generator=torch.Generator("cuda").manual_seed(2))
-    slope = torch.linspace(-12, 12, length, device="cuda")  # logits of all queries rise or fall by 192 in all
+    # logits of all queries rise or fall by 16 times that in all; in a stage of 128 keys by 2^50 or 2^200
+    slope = torch.linspace(-steepness, steepness, length, device="cuda")
     qkv[:, :, 0] = 1 + 0.1 * qkv[:, :, 0]
     qkv[:, :, 1] = 0.1 * qkv[:, :, 1] + (slope if ascending else slope.flip(0))[None, :, None, None]
     qkv = qkv.flatten(2).half()
