@@ -1,6 +1,6 @@
 """A batch of pictures to GLB beside `run` on each of them: pictures per hour, and how busy the GPU is.
 
-    python -m bench.batch [--pictures 16] [--runs 2] [--steps 50] [--workers 1]
+    python -m bench.batch [--pictures 16] [--runs 2] [--steps 50] [--workers N]
 
 Random weights at SV3D's real shapes, in processes of their own as users start them; orbits take their full time and
 are then replaced by turntables of simple shapes (see `bench.stand_in`), since those of random weights show nothing.
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=16)
     parser.add_argument("--runs", type=int, default=2, help="pictures that `run` is timed on; 0: the batch alone")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, help="the batch's own default without it")
     args = parser.parse_args()
     gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as scratch:
@@ -168,7 +168,8 @@ def main() -> None:
             print(f"a short run for warmth: {run(0, 'warm', 1):.1f} s", flush=True)
         runs = [run(index, "run", args.steps) for index in range(args.runs)]
         watch = Watch() if gpu else None
-        given = [str(work / LIST), "-o", str(work / "batch"), f"--steps={args.steps}", f"--workers={args.workers}"]
+        given = [str(work / LIST), "-o", str(work / "batch"), f"--steps={args.steps}"]
+        given += [] if args.workers is None else [f"--workers={args.workers}"]
         seconds, moments = timed(work, ["batch", *given, *common], work / "batch" / RESULTS)
         if watch:
             watch.stop()

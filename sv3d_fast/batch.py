@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from .batch_picture import DONE, FAILED, Outcome, key_of
 from .batch_source import Job, read_jobs
-from .batch_workers import carrying
+from .batch_workers import carrying, usual_workers
+from .devices import pick_device
 from .events import Event, Progress, Warned
 from .files import make_folder, write_text
 from .orbit_stage import make_orbit
@@ -41,7 +42,7 @@ def batching(
     settings: Settings,
     *,
     retry_failed: bool = False,
-    workers: int = 1,
+    workers: int | None = None,
     ray: str | None = None,
 ) -> Generator[Event, None, Summary]:
     """Every picture of a folder or CSV list (`batch_source`) to a folder of its own below `output`, as `run` fills it.
@@ -49,10 +50,12 @@ def batching(
     Each picture leaves a line in results.jsonl when it is done or has failed; the same call later, after whatever end,
     goes on with those that have none, and takes up finished stages of those that were in flight. A picture that fails,
     fails alone; `retry_failed` tries those again. Yields a Progress per picture and their warnings.
-    workers: processes for each GPU that reconstruct. ray: address of a Ray cluster that does the work ("local" starts
-    one of this machine); None for one device without it.
+    workers: processes for each GPU that reconstruct; None for `usual_workers`, and for one with Ray.
+    ray: address of a Ray cluster that does the work ("local" starts one of this machine); None for one device without.
     Raises ValueError for what concerns all pictures: the source, the settings, the model, the folder, the cluster.
     """
+    if workers is None:
+        workers = usual_workers(pick_device(settings.device)) if ray is None else 1
     if not 1 <= workers <= MAX_WORKERS:
         raise ValueError(f"workers: expected 1 to {MAX_WORKERS}, got {workers}")
     jobs, folder = read_jobs(Path(source), settings), make_folder(output)

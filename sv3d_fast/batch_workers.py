@@ -16,10 +16,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import torch
+
 from .batch_picture import Made, Maker, Outcome, failed, reconstruct
 from .batch_source import Job
 
 MAKING = 2  # pictures that are on their way to an orbit: one has the networks, one is read
+ROOM = 24e9  # bytes of a GPU for two that reconstruct beside the networks: at 576² all three hold 18.3 GiB
 TRIES = 2  # a picture may end its process once: the first time may have been another's fault
 
 
@@ -54,6 +57,12 @@ def carrying(jobs: Sequence[Job], folder: Path, workers: int) -> Generator[Outco
         for fitter in fitters:
             fitter.close()
         pool.shutdown(cancel_futures=True)
+
+
+def usual_workers(device: torch.device) -> int:
+    """Two where a GPU has room for them: while one writes files or simplifies a mesh, the other has work for it."""
+    roomy = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= ROOM
+    return 2 if roomy else 1
 
 
 class Fitter:

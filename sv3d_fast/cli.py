@@ -137,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     batch.add_argument("-o", "--output-dir", type=Path, required=True, help="a folder in it for every photo")
     batch.add_argument("--retry-failed", action="store_true", help="try again what failed earlier")
-    batch.add_argument("--workers", type=int, default=1, help="processes that reconstruct, for each GPU (default: 1)")
+    batch.add_argument(
+        "--workers", type=int, help="processes that reconstruct, for each GPU (default: 2 on one of 24 GB, else 1)"
+    )
     batch.add_argument(
         "--ray", nargs="?", const="local", metavar="ADDRESS", help="on all GPUs of a Ray cluster; of this machine alone"
     )

@@ -7,13 +7,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from sv3d_fast.batch_picture import FAILED, Made, Outcome
 from sv3d_fast.batch_source import Job
-from sv3d_fast.batch_workers import TRIES, Fitter
+from sv3d_fast.batch_workers import TRIES, Fitter, usual_workers
 from sv3d_fast.camera import Orbit
 from sv3d_fast.settings import Settings
 from sv3d_fast.stages import Product, Record
@@ -34,6 +35,13 @@ def describe(one: Made) -> Outcome:
     row = {"entry": one.orbit.entry, "seed": one.job.settings.seed, "input": one.record.manifest["input"]}
     row |= {"sum": int(video.frames.long().sum()), "elevations": video.orbit.elevations.tolist()}
     return Outcome(row | {"process": os.getpid()}, [])
+
+
+@pytest.mark.parametrize(("gigabytes", "expected"), [(16, 1), (25.4, 2), (80, 2)])
+def test_two_reconstruct_where_a_gpu_has_room_for_them(monkeypatch, gigabytes, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Mock(total_memory=int(gigabytes * 1e9)))
+    assert usual_workers(torch.device("cuda", 0)) == expected
+    assert usual_workers(torch.device("cpu")) == 1
 
 
 def die(one: Made) -> Outcome:
