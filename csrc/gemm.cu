@@ -11,22 +11,26 @@ using Launch = void (*)(const void*, const void*, Product, int, cudaStream_t);
 
 /// A way of cutting the product: `height` rows of a block at once (streamed) or of a warp group (resident).
 struct Way {
-  int64_t height, columns, resident, cluster, parts;
+  int64_t height, columns, resident, cluster;
   Launch plain, gated;
 };
 
-template <int Columns, int Rows, int Stages, int Resident = 0, int Cluster = 1, int Parts = 1>
+template <int Columns, int Rows, int Stages, int Resident = 0, int Cluster = 1>
 constexpr Way way() {
-  Launch plain = nullptr, gated = nullptr;
-  if constexpr (Parts == 1) plain = launch<Columns, Rows, Stages, Resident, Cluster, false, Parts>;
-  if constexpr (Columns % 64 == 0) gated = launch<Columns, Rows, Stages, Resident, Cluster, true, Parts>;
-  return {Resident ? Rows : 2 * Rows, Columns, Resident ? 1 : 0, Cluster, Parts, plain, gated};
+  Launch gated = nullptr;
+  if constexpr (Columns % 64 == 0) gated = launch<Columns, Rows, Stages, Resident, Cluster, true>;
+  return {Resident ? Rows : 2 * Rows,
+          Columns,
+          Resident ? 1 : 0,
+          Cluster,
+          launch<Columns, Rows, Stages, Resident, Cluster, false>,
+          gated};
 }
 
 constexpr Way WAYS[] = {
-    way<256, 64, 4>(),    way<192, 64, 5>(),       way<160, 64, 5>(),          way<160, 128, 4>(),
-    way<128, 128, 4>(),   way<256, 64, 4, 0, 2>(), way<128, 128, 4, 0, 2>(),   way<256, 64, 3, 5>(),
-    way<160, 64, 5, 5>(), way<128, 64, 3, 10>(),   way<256, 64, 3, 5, 1, 2>(),
+    way<256, 64, 4>(),    way<192, 64, 5>(),       way<160, 64, 5>(),        way<160, 128, 4>(),
+    way<128, 128, 4>(),   way<256, 64, 4, 0, 2>(), way<128, 128, 4, 0, 2>(), way<256, 64, 3, 5>(),
+    way<160, 64, 5, 5>(), way<128, 64, 3, 10>(),
 };
 
 }  // namespace
@@ -35,7 +39,7 @@ constexpr Way WAYS[] = {
 /// (orbits, length, width); width is n, or n / 2 with geglu. Raises ValueError for what it can't take.
 void multiply(TensorView x, TensorView weight, Optional bias, Optional rows, Optional residual, Optional scale,
               TensorView out, int64_t taps, int64_t shift, bool geglu, bool gelu, int64_t height, int64_t columns,
-              bool resident, int64_t cluster, int64_t parts, int64_t band, int64_t lag) {
+              bool resident, int64_t cluster, int64_t band, int64_t lag) {
   if (x.ndim() != 3 || weight.ndim() != 2) fail("x, weight: expected three and two dimensions");
   const int64_t orbits = x.size(0), length = x.size(1), k = x.size(2), n = weight.size(0), width = geglu ? n / 2 : n;
   if (taps < 1 || taps % 2 == 0 || weight.size(1) != taps * k) fail("weight: expected (n, taps * k), taps odd");
@@ -64,10 +68,9 @@ void multiply(TensorView x, TensorView weight, Optional bias, Optional rows, Opt
   p.taps = static_cast<int>(taps), p.shift = static_cast<int>(shift);
   p.band = static_cast<int>(band), p.lag = static_cast<int>(lag), p.gelu = gelu;
   const Way* found = std::find_if(std::begin(WAYS), std::end(WAYS), [&](const Way& way) {
-    return way.height == height && way.columns == columns && way.resident == resident && way.cluster == cluster &&
-           way.parts == parts;
+    return way.height == height && way.columns == columns && way.resident == resident && way.cluster == cluster;
   });
-  if (found == std::end(WAYS) || !(geglu ? found->gated : found->plain))
+  if (found == std::end(WAYS) || (geglu && !found->gated))
     fail("tiles: no kernel was compiled for " + std::to_string(height) + " x " + std::to_string(columns));
   tvm::ffi::CUDADeviceGuard guard(x.device().device_id);
   const int multiprocessors = hopper_multiprocessors(x.device().device_id);

@@ -48,11 +48,13 @@ __device__ inline uint32_t read_pair(const void* values, int64_t at) {
 }
 
 /// Everything that follows 64 rows of a tile, `d` (64 x Columns) as `product` leaves it in a warp group. Rows: of the
-/// tile that the group holds. WIDE: accumulated columns of a slice.
-template <int Columns, int Rows, bool Geglu, int WIDE>
+/// tile that the group holds.
+template <int Columns, int Rows, bool Geglu>
 class Epilogue {
  public:
-  static constexpr int VALUES = Geglu ? WIDE / 2 : WIDE;  // of the result
+  // accumulated columns of a slice, and values of the result
+  static constexpr int WIDE = slice_columns(Columns, Geglu);
+  static constexpr int VALUES = Geglu ? WIDE / 2 : WIDE;
   static constexpr int SLICES = Columns / WIDE;
   using Part = Slice<VALUES>;
   static constexpr int AHEAD = Rows * Columns > 128 * 128 ? 2

@@ -1,6 +1,6 @@
 """The matrix product of `gemm.py` in CUDA for Hopper, where loading, products and what follows them overlap.
 
-One warp group loads tiles, two or four multiply, and half of them store while the others multiply: csrc/gemm_kernel.h.
+One warp group loads tiles, two multiply, and one of them stores while the other multiplies; see csrc/gemm_kernel.h.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,15 @@ class HopperTiles:
     """How the product is cut; a way that csrc/gemm.cu has compiled.
 
     height, columns: of a block's tile, or of a warp group's where the weight is `resident`, that is stays in shared
-    memory. cluster: blocks, 1 or 2, that load the weight together. parts: warp groups, 1 or 2, that share a tile's
-    columns, with a resident weight and gates. band: strips of rows (or pairs of them, with a cluster) that go through
-    all columns together. lag: chunks of 64 channels by which one warp group follows the other, so that only one of
-    them stores at a time.
+    memory. cluster: blocks, 1 or 2, that load the weight together. band: strips of rows (or pairs of them, with a
+    cluster) that go through all columns together. lag: chunks of 64 channels by which one warp group follows the
+    other, so that only one of them stores at a time.
     """
 
     height: int
     columns: int
     resident: bool = False
     cluster: int = 1
-    parts: int = 1
     band: int = 8
     lag: int = 2
 
@@ -42,14 +40,13 @@ WAYS = (
     HopperTiles(64, 256, resident=True),
     HopperTiles(64, 160, resident=True),
     HopperTiles(64, 128, resident=True),
-    HopperTiles(64, 256, resident=True, parts=2),
 )
 RESIDENT_CHUNKS = {256: 5, 160: 5, 128: 10}  # of 64 channels, by columns: what fits in shared memory
 
 
 def fits(tiles: HopperTiles, n: int, k: int, taps: int, geglu: bool, multiprocessors: int) -> bool:
     """Whether these tiles can work on a weight (n, taps * k), with or without gates."""
-    if (geglu and tiles.columns % 64) or (tiles.parts > 1 and not geglu):
+    if geglu and tiles.columns % 64:
         return False
     if not tiles.resident:
         return True
@@ -99,6 +96,6 @@ def hopper_gemm(
         out = x.new_empty(orbits, length, len(weight) // 2 if geglu else len(weight))
     native.load("cuda").gemm_multiply(
         x, weight, bias, rows, residual, scale, out, taps, shift, geglu, gelu,
-        tiles.height, tiles.columns, tiles.resident, tiles.cluster, tiles.parts, tiles.band, tiles.lag,
+        tiles.height, tiles.columns, tiles.resident, tiles.cluster, tiles.band, tiles.lag,
     )  # fmt: skip
     return out

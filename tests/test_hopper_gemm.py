@@ -37,9 +37,8 @@ def test_every_kernel_compiles_for_hopper_and_keeps_its_accumulators_in_register
     said = subprocess.run(command, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr[-2000:]
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", said.stderr)]
-    plain, gated = sum(way.parts == 1 for way in WAYS), sum(way.columns % 64 == 0 for way in WAYS)
-    assert len(spilled) == plain + gated
-    assert max(spilled) <= 48  # a few addresses, once a tile
+    assert len(spilled) == len(WAYS) + sum(way.columns % 64 == 0 for way in WAYS)  # without and with gates
+    assert max(spilled) <= 32  # a few addresses, once a tile
     assert "serialized" not in said.stderr  # products that would wait for each other
     assert "setmaxnreg" not in said.stderr  # ignored
 
@@ -99,9 +98,6 @@ def test_a_resident_weight_must_fit():
     assert not fits(narrow, 2560, 328, 1, True, 132)
     assert not fits(narrow, 320, 128, 3, False, 132)
     assert not fits(narrow, 2560, 320, 1, True, 9)
-    shared = replace(narrow, parts=2)
-    assert fits(shared, 2560, 320, 1, True, 132)
-    assert not fits(shared, 2560, 320, 1, False, 132)
 
 
 def test_the_bench_counts_the_calls_of_a_step():
@@ -113,7 +109,7 @@ def test_the_bench_counts_the_calls_of_a_step():
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_products_agree_with_float64_and_with_themselves(way: HopperTiles):
     found = list(errors(way))
-    assert len(found) >= 4
+    assert len(found) > len(PROBLEMS) // 3
     assert max(error for _, error in found) <= LIMIT, [f for f in found if not f[1] <= LIMIT]
 
 
