@@ -42,17 +42,6 @@ struct Problem {
 
 extern __shared__ __align__(1024) char memory[];
 
-__device__ inline float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ inline uint32_t rounded(float low, float high) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
 /// Of the four threads that share a row.
 __device__ inline float widest(float x) {
   x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
@@ -219,7 +208,7 @@ struct Block {
   template <int FROM, int TO>
   __device__ static void round(const Logits& s, Weights& weights) {
 #pragma unroll
-    for (int i = FROM / 2; i < TO / 2; ++i) weights[i / 4][i % 4] = rounded(s[2 * i], s[2 * i + 1]);
+    for (int i = FROM / 2; i < TO / 2; ++i) weights[i / 4][i % 4] = packed(s[2 * i], s[2 * i + 1]);
   }
 
   /// Keeps what products read in its registers until here.
@@ -305,7 +294,7 @@ struct Block {
       __half* to = static_cast<__half*>(p.out) + (row * p.heads + head(tile)) * HEAD + 2 * (threadIdx.x % 4);
 #pragma unroll
       for (int g = 0; g < HEAD / 8; ++g)
-        *reinterpret_cast<uint32_t*>(to + 8 * g) = rounded(o[4 * g + 2 * h] * share, o[4 * g + 2 * h + 1] * share);
+        *reinterpret_cast<uint32_t*>(to + 8 * g) = packed(o[4 * g + 2 * h] * share, o[4 * g + 2 * h + 1] * share);
     }
   }
 };

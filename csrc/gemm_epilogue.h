@@ -16,9 +16,8 @@ using namespace hopper;
 __device__ inline float gelu(float x, float factor = 1.0f) {
   const float square = fminf(x * x, 30.0f);
   const float u = x * fmaf(fmaf(1.01426306e-3f, square, -0.106775724f), square, -2.30112134f);
-  float power, share;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(u));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(share) : "f"(1.0f + power));
+  float share;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(share) : "f"(1.0f + power_of_two(u)));
   return factor * x * share;
 }
 
@@ -36,10 +35,6 @@ __device__ inline void load_matrices(uint32_t row, uint32_t (&m)[4]) {
                : "memory");
 }
 
-__device__ inline uint32_t packed(float low, float high) {
-  const __half2 both = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&both);
-}
 __device__ inline float2 unpacked(uint32_t both) { return __half22float2(*reinterpret_cast<const __half2*>(&both)); }
 
 /// Two halves that nothing writes meanwhile.

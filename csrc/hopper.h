@@ -103,6 +103,18 @@ __device__ inline void registers_down() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
+__device__ inline float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// Two values rounded to halves, the lower one first.
+__device__ inline uint32_t packed(float low, float high) {
+  const __half2 both = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&both);
+}
+
 /// Keeps the compiler from moving what uses these registers across this place.
 template <int COUNT>
 __device__ inline void hold(float (&d)[COUNT]) {

@@ -5,10 +5,10 @@ One warp group loads tiles, two multiply, and one of them stores while the other
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sv3d_fast.kernels import native
+from sv3d_fast.kernels.hopper_support import why_no_hopper
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,9 @@ def fits(tiles: HopperTiles, n: int, k: int, taps: int, geglu: bool, multiproces
 def why_not(x: Tensor, weight: Tensor, *others: Tensor | None) -> list[str]:
     """Reasons why the kernel can't run on these operands. x: (..., K), weight: (N, ...)."""
     given = [t for t in (x, weight, *others) if t is not None]
-    reasons = native.why_not("cuda", x)
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) != (9, 0):
-        reasons.append("needs a GPU of compute capability 9.0")
-    if any(t.dtype != torch.float16 for t in given):
-        reasons.append("float16 tensors only")
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
-        reasons.append("forward only, and a gradient is asked for")
+    reasons = why_no_hopper(*given)
     if x.shape[-1] % 8 or len(weight) % 16:
         reasons.append(f"channels in multiples of 8 to 16 only, got {x.shape[-1]} to {len(weight)}")
-    if not all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in given):
-        reasons.append("contiguous operands that start at a multiple of 16 bytes only")
     return reasons
 
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sv3d_fast.kernels import native
+from sv3d_fast.kernels.hopper_support import why_no_hopper
 from sv3d_fast.kernels.op import Implementation, Op
 
 HEAD = 64  # channels of a head that csrc/attention_kernel.h is made for
@@ -36,17 +37,9 @@ def _hopper(qkv: Tensor, heads: int) -> Tensor:
 
 
 def _why_not_hopper(qkv: Tensor, heads: int) -> list[str]:
-    reasons = native.why_not("cuda", qkv)
-    if qkv.is_cuda and torch.cuda.get_device_capability(qkv.device) != (9, 0):
-        reasons.append("needs a GPU of compute capability 9.0")
-    if qkv.dtype != torch.float16:
-        reasons.append("float16 tensors only")
-    if torch.is_grad_enabled() and qkv.requires_grad:
-        reasons.append("forward only, and a gradient is asked for")
+    reasons = why_no_hopper(qkv)
     if qkv.shape[-1] != 3 * heads * HEAD:
         reasons.append(f"heads of {HEAD} channels, got {qkv.shape[-1] / 3 / heads:g}")
-    if not qkv.is_contiguous() or qkv.data_ptr() % 16:
-        reasons.append("a contiguous qkv that starts at a multiple of 16 bytes only")
     return reasons
 
 

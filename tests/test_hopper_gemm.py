@@ -1,21 +1,18 @@
 """The Hopper matrix product: layout and compilation anywhere, results on a GPU."""
 
 import re
-import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from nvcc import ROOT, messages, needs_nvcc
 
 from bench.gemm import products
 from bench.gemm_check import LIMIT, PROBLEMS, Problem, errors, operands, product, reference
 from sv3d_fast.kernels import geglu, hopper_gemm, linear, temporal_conv, tiles
 from sv3d_fast.kernels.hopper_gemm import WAYS, HopperTiles, fits
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_tiles_are_dealt_out_once_and_slices_of_results_meet_no_bank_twice(tmp_path):
@@ -27,20 +24,14 @@ def test_tiles_are_dealt_out_once_and_slices_of_results_meet_no_bank_twice(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@needs_nvcc
 def test_every_kernel_compiles_for_hopper_and_keeps_its_accumulators_in_registers(tmp_path):
-    flags = subprocess.run([sys.executable, "-m", "tvm_ffi.config", "--cxxflags"], capture_output=True, text=True)
-    command = [
-        "nvcc", *flags.stdout.split(), f"-I{ROOT / 'csrc'}", "-gencode=arch=compute_90a,code=sm_90a", "-O3",
-        "--use_fast_math", "-Xptxas", "-v", "-cubin", str(ROOT / "csrc/gemm.cu"), "-o", str(tmp_path / "gemm.cubin"),
-    ]  # fmt: skip
-    said = subprocess.run(command, capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr[-2000:]
-    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", said.stderr)]
+    said = messages("gemm.cu", tmp_path)
+    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", said)]
     assert len(spilled) == len(WAYS) + sum(way.columns % 64 == 0 for way in WAYS)  # without and with gates
     assert max(spilled) <= 32  # a few addresses, once a tile
-    assert "serialized" not in said.stderr  # products that would wait for each other
-    assert "setmaxnreg" not in said.stderr  # ignored
+    assert "serialized" not in said  # products that would wait for each other
+    assert "setmaxnreg" not in said  # ignored
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)

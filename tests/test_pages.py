@@ -130,6 +130,16 @@ def test_the_report_alone_is_the_page(window, tmp_path):
     assert complaints(window) == []
 
 
+def test_a_browser_without_webgl_shows_a_line_in_place_of_the_viewer(tmp_path):
+    save_mesh(box("texture"), tmp_path / "mesh.glb")
+    path = write_report(tmp_path, {"input": "a.png", "seed": 1}, {})
+    with browser("--disable-3d-apis") as driver:
+        driver.get(path.as_uri())
+        viewer = driver.find_element(By.ID, "viewer")
+        assert "no WebGL 2" in until(driver, lambda: viewer.text)
+        assert viewer.find_elements(By.TAG_NAME, "button") == []
+
+
 @pytest.mark.parametrize(("kind", "color"), [("colors", RED), ("shape", None)])
 def test_the_report_without_a_texture(window, tmp_path, kind, color):
     still(window)

@@ -1,18 +1,14 @@
 """Attention among the pixels of a frame: the op anywhere, the Hopper kernel's compilation, its results on a GPU."""
 
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from nvcc import messages, needs_nvcc
 
 from sv3d_fast.kernels import native
 from sv3d_fast.kernels.spatial_attention import HEAD, spatial_attention
 
-ROOT = Path(__file__).parent.parent
 hopper, library = spatial_attention.implementations
 
 
@@ -54,18 +50,12 @@ def test_what_the_hopper_kernel_can_not_take_is_told():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@needs_nvcc
 def test_the_kernel_compiles_for_hopper_and_keeps_all_it_multiplies_in_registers(tmp_path):
-    flags = subprocess.run([sys.executable, "-m", "tvm_ffi.config", "--cxxflags"], capture_output=True, text=True)
-    command = [
-        "nvcc", *flags.stdout.split(), f"-I{ROOT / 'csrc'}", "-gencode=arch=compute_90a,code=sm_90a", "-O3",
-        "--use_fast_math", "-Xptxas", "-v", "-cubin", str(ROOT / "csrc/attention.cu"), "-o", str(tmp_path / "a.cubin"),
-    ]  # fmt: skip
-    said = subprocess.run(command, capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr[-2000:]
-    assert re.findall(r"(\d+) bytes spill stores", said.stderr) == ["0"]
-    assert "serialized" not in said.stderr  # products that would wait for each other
-    assert "setmaxnreg" not in said.stderr  # ignored
+    said = messages("attention.cu", tmp_path)
+    assert re.findall(r"(\d+) bytes spill stores", said) == ["0"]
+    assert "serialized" not in said  # products that would wait for each other
+    assert "setmaxnreg" not in said  # ignored
 
 
 def needs_hopper() -> None:
