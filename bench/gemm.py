@@ -137,7 +137,7 @@ def ranked(found: dict[HopperTiles | str, float]) -> list[tuple[float, HopperTil
 
 def short(tiles: HopperTiles) -> str:
     """For a line of results."""
-    name = f"{tiles.height}x{tiles.columns}" + "c2" * (tiles.cluster == 2)
+    name = f"{tiles.height}x{tiles.columns}"
     return f"{name} resident" if tiles.resident else f"{name} band {tiles.band} lag {tiles.lag}"
 
 

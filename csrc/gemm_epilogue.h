@@ -1,5 +1,6 @@
-// From accumulators to memory. A warp owns 16 rows of its group's tile and handles them by itself, a slice of columns
-// at a time: through a small piece of shared memory, so that memory sees whole lines, and the residual likewise.
+// From accumulators to memory. A tile's columns are dealt out (see `Deal`) so that a lane's accumulators of a row are
+// eight successive values of the result: it reads the residual and writes the result 16 bytes at a time, and four lanes
+// together 64 bytes of a row, without a way through shared memory.
 #pragma once
 
 #include "gemm_product.h"
@@ -11,210 +12,195 @@ using namespace hopper;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/// x * Phi(x) to 2.6e-5, as x / (1 + 2^-u): u, the binary logarithm of Phi(x) / Phi(-x), is nearly a cubic in x. The
-/// polynomial, fitted to the result, turns round far beyond where Phi is 0 or 1 in float32, hence the bound.
-__device__ inline float gelu(float x, float factor = 1.0f) {
-  const float square = fminf(x * x, 30.0f);
-  const float u = x * fmaf(fmaf(1.01426306e-3f, square, -0.106775724f), square, -2.30112134f);
-  float share;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(share) : "f"(1.0f + power_of_two(u)));
-  return factor * x * share;
+/// x * Phi(x) * f, from x / 4 and 2 * f, as x * f / 2 * (1 + tanh(w)): w is nearly a cubic in x, and its slope beyond
+/// |x| = 4, where Phi is near 0 or 1, is left as it is there. Quarters, since a product is cut to 0..1 at no cost. The
+/// polynomial is right to 2.6e-5, the hardware's tangent to 2^-11 of itself.
+__device__ inline float gated(float quarter, float twice) {
+  const float square = __saturatef(quarter * quarter);
+  const float w = quarter * fmaf(fmaf(-0.360015846f, square, 2.36838545f), square, 3.19002988f);
+  float tangent;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(tangent) : "f"(w));
+  const float half = quarter * twice;
+  return fmaf(half, tangent, half);
 }
-
-/// Four 8 x 8 matrices of halves between a warp's registers and shared memory: a lane gives the address of a row, lane
-/// 8i + r for row r of matrix i, and holds of each matrix columns 2 (lane % 4) and the next of row lane / 4.
-__device__ inline void store_matrices(uint32_t row, const uint32_t (&m)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(m[0]), "r"(m[1]),
-               "r"(m[2]), "r"(m[3])
-               : "memory");
-}
-__device__ inline void load_matrices(uint32_t row, uint32_t (&m)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-               : "r"(row)
-               : "memory");
-}
+__device__ inline float gelu(float x) { return gated(0.25f * x, 2.0f); }
 
 __device__ inline float2 unpacked(uint32_t both) { return __half22float2(*reinterpret_cast<const __half2*>(&both)); }
 
-/// Two halves that nothing writes meanwhile.
-__device__ inline uint32_t read_pair(const void* values, int64_t at) {
-  return __ldg(reinterpret_cast<const uint32_t*>(static_cast<const __half*>(values) + at));
+__device__ inline uint32_t times(uint32_t both, float low, float high) {
+  const __half2 scaled = __hmul2(*reinterpret_cast<const __half2*>(&both), __floats2half2_rn(low, high));
+  return *reinterpret_cast<const uint32_t*>(&scaled);
+}
+
+/// Eight halves.
+struct Eight {
+  uint32_t pairs[4];
+};
+
+/// Those from `at` on, or zeros.
+__device__ inline Eight read(const void* values, int64_t at, bool there) {
+  uint4 v = make_uint4(0, 0, 0, 0);
+  if (there) v = *reinterpret_cast<const uint4*>(static_cast<const __half*>(values) + at);
+  return {{v.x, v.y, v.z, v.w}};
 }
 
 /// Everything that follows 64 rows of a tile, `d` (64 x Columns) as `product` leaves it in a warp group. Rows: of the
 /// tile that the group holds.
-template <int Columns, int Rows, bool Geglu>
+template <int Columns, int Rows, Form F>
 class Epilogue {
  public:
-  // accumulated columns of a slice, and values of the result
-  static constexpr int WIDE = slice_columns(Columns, Geglu);
-  static constexpr int VALUES = Geglu ? WIDE / 2 : WIDE;
-  static constexpr int SLICES = Columns / WIDE;
-  using Part = Slice<VALUES>;
-  static constexpr int AHEAD = Rows * Columns > 128 * 128 ? 2
-                               : Columns == 256           ? 3
-                                                          : SLICES;  // of the residual: what registers can hold
-  static_assert(Columns % WIDE == 0);
+  static constexpr bool GATED = F == Form::GATED;
+  using D = Deal<GATED>;
+  static constexpr int BLOCKS = Columns / D::BLOCK;  // of 32 values of the result
+  // blocks of the residual that registers can hold, and whether they hold all that is added
+  static constexpr int AHEAD = Rows * Columns > 128 * 128 ? 2 : Columns == 256 ? 4 : BLOCKS;
+  static constexpr bool EARLY = GATED || (Columns <= 160 && Rows == 64);
+  static_assert(Columns % D::BLOCK == 0);
 
-  /// staging: Part::BYTES of shared memory at a multiple of 128, this warp's own. `first`: of the group's 64 rows.
-  __device__ Epilogue(const Product& p, char* staging, int warp, const Tile& tile, int first)
-      : p(p), staging(staging), lane(threadIdx.x % 32), column(tile.column) {
-    const int inside = first + 16 * warp;
-    row = tile.orbit * p.length + inside;
-    left = p.length - inside;
-    out_column = Geglu ? column / 2 : column;
-    const int matrix = lane / 8;
-    matrix_row = shared_address(staging) + Part::offset(lane % 8 + matrix % 2 * 8, matrix / 2);
+  /// `first`: of the group's 64 rows. `scale`: what p.scale holds, or 1.
+  __device__ Epilogue(const Product& p, int warp, const Tile& tile, int first, float scale) : p(p), scale(scale) {
+    const int lane = threadIdx.x % 32, own = lane % 4 * 8, inside = first + 16 * warp + lane / 4;
+    const int parity = F == Form::UPSAMPLED ? tile.column / p.width : 0, start = tile.column - parity * p.width;
+    blocks = (p.n - tile.column) / D::BLOCK;
+    column = start + own * (GATED ? 2 : 1);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      there[h] = inside + 8 * h < p.length;
+      int row = tile.orbit * p.length + inside + 8 * h;
+      if (F == Form::UPSAMPLED)  // rows of the larger images, of all of them on end
+        row = (row / p.wide * 2 + parity / 2) * 2 * p.wide + row % p.wide * 2 + parity % 2;
+      at[h] = int64_t{row} * p.width + (GATED ? start / 2 : start) + own;
+      if (!GATED && p.rows) set_at[h] = int64_t{row / p.row_period} * p.width + column;
+    }
   }
 
-  /// Reads what is as large as the result, or sits where the gates need it; it travels while the last products are
-  /// still at work.
+  /// Reads what is added later, as far as registers hold it, while the last products are still at work.
   __device__ void prepare() {
-    if constexpr (Geglu) {
+    if (!GATED && p.residual) {
 #pragma unroll
-      for (int g = 0; g < Columns / 8; ++g) {
-        const int c = column + 8 * g + 2 * (lane % 4);
-        biases[g] = p.bias && c < p.n ? read_pair(p.bias, c) : 0;
+      for (int b = 0; b < AHEAD; ++b) fetch(b);
+    }
+    if constexpr (EARLY) {
+#pragma unroll
+      for (int b = 0; b < BLOCKS; ++b) {
+        if (p.bias) {
+          biases[b][0] = read(p.bias, column + b * D::BLOCK, b < blocks);
+          if (GATED) {
+            biases[b][1] = read(p.bias, column + b * D::BLOCK + 8, b < blocks);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+              uint32_t& both = biases[b][i / 4].pairs[i % 4];
+              both = times(both, 2.0f * scale, 0.25f);  // in range up to 32,751
+            }
+          }
+        }
+        if (!GATED && p.rows) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) sets[b][h] = set(b, h);
+        }
       }
-    } else if (p.residual) {
-#pragma unroll
-      for (int s = 0; s < AHEAD; ++s) fetch(s);
     }
   }
 
-  __device__ void run(float (&d)[Columns / 2], float scale) {
-    int64_t rows[2];  // where in p.rows this lane's two rows begin
-    if (!Geglu && p.rows)
+  __device__ void run(float (&d)[Columns / 2]) {
+    if constexpr (GATED) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h)  // past the end too, where nothing is stored
-        rows[h] = int64_t{(row + min(lane / 4 + 8 * h, left - 1)) / p.row_period} * p.width;
+      for (int b = 0; b < BLOCKS; ++b)
 #pragma unroll
-    for (int s = 0; s < SLICES; ++s) {
-      float* part = d + s * WIDE / 2;
-      if constexpr (Geglu) {
-        store_gated(part, biases + s * WIDE / 8);
-      } else {
-        if (p.residual) {
-#pragma unroll
-          for (int i = 0; i < Part::PER_LANE; ++i) *reinterpret_cast<uint4*>(staging + own(i)) = residual[s % AHEAD][i];
-          __syncwarp();
-          if (s + AHEAD < SLICES) fetch(s + AHEAD);
-        }
-        if (p.bias) add(part, s, p.bias, 0, 0);
-        if (p.gelu)
-#pragma unroll
-          for (int i = 0; i < WIDE / 2; ++i) part[i] = gelu(part[i]);
-        if (p.scale)
-#pragma unroll
-          for (int i = 0; i < WIDE / 2; ++i) part[i] *= scale;
-        if (p.rows) add(part, s, p.rows, rows[0], rows[1]);
-        store(part, p.residual != nullptr);
-      }
-      __syncwarp();
-#pragma unroll
-      for (int i = 0; i < Part::PER_LANE; ++i)
-        if (const int64_t at = place(s, i); at >= 0)
-          *reinterpret_cast<uint4*>(static_cast<__half*>(p.out) + at) = in_order(own(i));
-      __syncwarp();
+        for (int h = 0; h < 2; ++h) store(b, h, products(d + b * D::BLOCK / 2 + 2 * h, biases[b]));
+      return;
     }
+    if (p.bias) {
+#pragma unroll
+      for (int b = 0; b < BLOCKS; ++b) {
+        const Eight bias = EARLY ? biases[EARLY * b][0] : read(p.bias, column + 32 * b, b < blocks);
+        add(d, b, 0, bias), add(d, b, 1, bias);
+      }
+    }
+    if (p.gelu)
+#pragma unroll
+      for (float& x : d) x = gelu(x);
+    if (p.scale)
+#pragma unroll
+      for (float& x : d) x *= scale;
+    if (p.rows) {
+#pragma unroll
+      for (int b = 0; b < BLOCKS; ++b)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) add(d, b, h, EARLY ? sets[EARLY * b][h] : set(b, h));
+    }
+    if (p.residual) {
+#pragma unroll
+      for (int b = 0; b < BLOCKS; ++b) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) add(d, b, h, residual[b % AHEAD][h]);
+        if (b + AHEAD < BLOCKS) fetch(b + AHEAD);
+      }
+    }
+#pragma unroll
+    for (int b = 0; b < BLOCKS; ++b)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        Eight result;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* pair = d + 16 * b + 4 * i + 2 * h;
+          result.pairs[i] = packed(pair[0], pair[1]);
+        }
+        store(b, h, result);
+      }
   }
 
  private:
-  /// Block i of this lane: within the staging memory, and where it belongs in the result (-1: nowhere).
-  __device__ int own(int i) const {
-    const int index = lane + 32 * i;
-    return Part::offset(index / Part::BLOCKS, index % Part::BLOCKS);
-  }
-  __device__ int64_t place(int slice, int i) const {
-    const int r = lane / Part::BLOCKS + 32 / Part::BLOCKS * i;
-    const int c = out_column + slice * VALUES + lane % Part::BLOCKS * 8;
-    return r < left && c < p.width ? int64_t{row + r} * p.width + c : -1;
+  __device__ void fetch(int b) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) residual[b % AHEAD][h] = read(p.residual, at[h] + 32 * b, there[h] && b < blocks);
   }
 
-  __device__ void fetch(int slice) {
+  /// What p.rows holds for a block of one of this lane's two rows.
+  __device__ Eight set(int b, int h) const { return read(p.rows, set_at[h] + 32 * b, there[h] && b < blocks); }
+
+  __device__ void store(int b, int h, const Eight& v) const {
+    if (there[h] && b < blocks)
+      *reinterpret_cast<uint4*>(static_cast<__half*>(p.out) + at[h] + 32 * b) =
+          make_uint4(v.pairs[0], v.pairs[1], v.pairs[2], v.pairs[3]);
+  }
+
+  /// To this lane's accumulators of a block and a row.
+  __device__ static void add(float (&d)[Columns / 2], int b, int h, const Eight& more) {
 #pragma unroll
-    for (int i = 0; i < Part::PER_LANE; ++i) {
-      const int64_t at = place(slice, i);
-      uint4& block = residual[slice % AHEAD][i];
-      block = make_uint4(0, 0, 0, 0);
-      if (at >= 0) block = *reinterpret_cast<const uint4*>(static_cast<const __half*>(p.residual) + at);
+    for (int i = 0; i < 4; ++i) {
+      const float2 both = unpacked(more.pairs[i]);
+      float* pair = d + 16 * b + 4 * i + 2 * h;
+      pair[0] += both.x, pair[1] += both.y;
     }
   }
 
-  /// Adds to this lane's two rows what `values` holds for the slice, from `first` on for one and `second` on for the
-  /// other.
-  __device__ void add(float* part, int slice, const void* values, int64_t first, int64_t second) const {
-    uint32_t v[WIDE / 8][2];
+  /// A lane's eight pairs of a value and its gate.
+  __device__ Eight products(const float* from, const Eight (&bias)[2]) const {
+    Eight result;
 #pragma unroll
-    for (int g = 0; g < WIDE / 8; ++g) {
-      const int c = column + slice * WIDE + 8 * g + 2 * (lane % 4);
-      v[g][0] = c < p.n ? read_pair(values, first + c) : 0;
-      v[g][1] = c < p.n ? read_pair(values, second + c) : 0;
-    }
+    for (int i = 0; i < 4; ++i) {
+      float v[2];
 #pragma unroll
-    for (int g = 0; g < WIDE / 8; ++g)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) add_pair(part + 4 * g + 2 * h, v[g][h]);
-  }
-
-  __device__ static void add_pair(float* to, uint32_t both) {
-    const float2 v = unpacked(both);
-    to[0] += v.x, to[1] += v.y;
-  }
-
-  /// Rounds a slice into the staging memory, with `more` after adding what lies there.
-  __device__ void store(float* part, bool more) const {
-#pragma unroll
-    for (int g = 0; g < WIDE / 8; g += 2) {
-      const uint32_t at = matrix_row ^ g << 4;
-      uint32_t m[4];
-      if (more) {
-        load_matrices(at, m);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) add_pair(part + 4 * g + 2 * i, m[i]);
+      for (int e = 0; e < 2; ++e) {
+        const int g = 2 * i + e;
+        const float2 b = unpacked(bias[g / 4].pairs[g % 4]);
+        v[e] = gated(fmaf(from[4 * g + 1], 0.25f, b.y), fmaf(from[4 * g], 2.0f * scale, b.x));
       }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) m[i] = packed(part[4 * g + 2 * i], part[4 * g + 2 * i + 1]);
-      store_matrices(at, m);
+      result.pairs[i] = packed(v[0], v[1]);
     }
-  }
-
-  /// A thread's own two columns are a value and its gate, so two results make a pair that is four columns apart.
-  __device__ void store_gated(const float* part, const uint32_t* bias) const {
-#pragma unroll
-    for (int j = 0; j < WIDE / 16; j += 2) {
-      uint32_t m[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float result[2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int g = 2 * (j + i / 2) + e;
-          const float2 b = unpacked(bias[g]);
-          const float* both = part + 4 * g + 2 * (i % 2);
-          result[e] = gelu(both[1] + b.y, both[0] + b.x);
-        }
-        m[i] = packed(result[0], result[1]);
-      }
-      store_matrices(matrix_row ^ j << 4, m);
-    }
-  }
-
-  /// A block from the staging memory; with gates its columns lie there as 0, 4, 1, 5, 2, 6, 3, 7.
-  __device__ uint4 in_order(int at) const {
-    const uint4 v = *reinterpret_cast<const uint4*>(staging + at);
-    if (!Geglu) return v;
-    return make_uint4(__byte_perm(v.x, v.y, 0x5410), __byte_perm(v.z, v.w, 0x5410), __byte_perm(v.x, v.y, 0x7632),
-                      __byte_perm(v.z, v.w, 0x7632));
+    return result;
   }
 
   const Product& p;
-  char* staging;
-  uint32_t matrix_row;  // this lane's row of the first four matrices of a slice
-  int lane, row, column, out_column, left;
-  uint4 residual[Geglu ? 1 : AHEAD][Part::PER_LANE];
-  uint32_t biases[Geglu ? Columns / 8 : 1];
+  float scale;
+  int column, blocks;        // of this lane's first values in the weight; whole ones from the tile's first column on
+  int64_t at[2], set_at[2];  // of its first values in the result and in p.rows
+  bool there[2];
+  Eight residual[GATED ? 1 : AHEAD][2];
+  Eight biases[EARLY ? BLOCKS : 1][GATED ? 2 : 1] = {};
+  Eight sets[EARLY && !GATED ? BLOCKS : 1][2];
 };
 
 #endif

@@ -7,7 +7,13 @@
 
 namespace sv3d::gemm {
 
+/// What a product's columns make of the result. PLAIN: its columns. GATED: values and gates in turn. UPSAMPLED: the
+/// four parities of an image twice as large, each from four pixels (see kernels/upsample_conv.py), with nothing but a
+/// bias.
+enum class Form { PLAIN, GATED, UPSAMPLED };
+
 /// out (orbits, length, width) = x (orbits, length, k) times weight (n, taps * k), plus what follows. Null: not there.
+/// UPSAMPLED: one orbit, whose rows are the pixels of all images.
 struct Product {
   const void *bias, *rows, *residual, *scale;  // (n,), (groups, width), as out, (1,)
   void* out;
@@ -16,6 +22,7 @@ struct Product {
   int row_period;   // successive rows that share one of `rows`
   int band;         // strips of rows that go through all columns together
   int lag;          // chunks by which the second warp group follows the first
+  int tall, wide;   // an image's rows and columns, with UPSAMPLED
   bool gelu;
 };
 
@@ -24,24 +31,22 @@ struct Tile {
   int orbit, first, column;
 };
 
-/// The tiles of one block (of one of its warp groups, with Resident), in the order in which it works them off.
+/// The tiles of one block, in the order in which it works them off.
 ///
 /// Streamed: bands of `band` strips, all columns of one band before the next, dealt out to the blocks in turn.
 /// Resident: a block keeps to its columns, and the blocks that share a strip of rows come to it at about the same time.
-/// Blocks in a cluster have tiles below each other; the last ones may lie past the end of an orbit.
-template <int Height, int Columns, bool Resident, int Cluster = 1>
+template <int Height, int Columns, bool Resident>
 class Walk {
  public:
-  SV3D_HD Walk(const Product& p, int block, int blocks, int group) : p(p) {
-    strips = (p.length + Height * Cluster - 1) / (Height * Cluster);
+  SV3D_HD Walk(const Product& p, int block, int blocks) : p(p) {
+    strips = (p.length + Height - 1) / Height;
     across = (p.n + Columns - 1) / Columns;
     down = p.orbits * strips;
     if (Resident) {
-      at = block / across * 2 + group, step = blocks / across * 2, end = down;
+      at = block / across, step = blocks / across, end = down;
       column = block % across * Columns;
     } else {
-      at = block / Cluster, step = blocks / Cluster, end = down * across;
-      rank = block % Cluster;
+      at = block, step = blocks, end = down * across;
     }
   }
 
@@ -56,31 +61,24 @@ class Walk {
       strip = start + at % size % height;
       tile.column = at % size / height * Columns;
     }
-    tile.orbit = strip / strips, tile.first = (strip % strips * Cluster + rank) * Height;
+    tile.orbit = strip / strips, tile.first = strip % strips * Height;
     at += step;
     return true;
   }
 
  private:
   const Product& p;
-  int strips, across, down, at, step, end, column = 0, rank = 0;
+  int strips, across, down, at, step, end, column = 0;
 };
 
-/// Columns of a tile whose results a warp handles at once, so that they make whole lines of memory.
-constexpr int slice_columns(int columns, bool geglu) {
-  return columns % 128 == 0 ? (geglu ? 128 : 64) : columns % 64 == 0 ? 64 : 32;
-}
-
-/// How a warp's slice of the result lies in shared memory: rows of 32 or 64 values in blocks of eight values whose
-/// order changes from row to row, so that neither way of access meets itself in a bank.
-template <int Values>
-struct Slice {
-  static constexpr int BLOCKS = Values / 8;  // of a row, 16 bytes each
-  static constexpr int BYTES = 16 * 2 * Values;
-  static constexpr int PER_LANE = 16 * BLOCKS / 32;
-
-  SV3D_HD static int swizzle(int row) { return BLOCKS == 8 ? row & 7 : row >> 1 & 3; }
-  SV3D_HD static int offset(int row, int block) { return row * 2 * Values + ((block ^ swizzle(row)) << 4); }
+/// How the columns of a tile come to shared memory: blocks whose 32 results four lanes hold, eight successive ones
+/// each. An accumulator's pair of columns belongs to one lane (`lane` = place / 2 % 4 there), the next pair to the
+/// next, and every eighth column to the same; with gates a pair is a value and its gate.
+template <bool Gated>
+struct Deal {
+  static constexpr int PAIRS = Gated ? 8 : 4, BLOCK = 8 * PAIRS;  // pairs of a lane in a block, columns of it
+  static constexpr uint32_t SIZES[] = {2, 4, PAIRS};              // of a block, the fastest first: pair, lane, pairs
+  static constexpr uint32_t STRIDES[] = {1, 2 * PAIRS, 2};        // in columns
 };
 
 }  // namespace sv3d::gemm

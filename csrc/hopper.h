@@ -57,26 +57,27 @@ __device__ inline void copy_box(uint32_t to, const CUtensorMap* map, uint32_t ba
       : "memory");
 }
 
-/// The same into the same place of every block of the cluster in `mask`, each block's barrier counting its own bytes.
-__device__ inline void copy_box_to(uint32_t to, const CUtensorMap* map, uint32_t barrier, int x, int y, uint16_t mask) {
+/// The same of a five-dimensional tensor.
+__device__ inline void copy_box(uint32_t to, const CUtensorMap* map, uint32_t barrier, int x, int y, int z, int u,
+                                int v) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
-      "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(0), "h"(mask)
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], "
+      "[%2];" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(u), "r"(v)
       : "memory");
 }
 
-/// Arrives at the same barrier of another block of the cluster.
-__device__ inline void barrier_arrive_at(uint32_t barrier, int rank) {
+/// Successive pixels of a tensor of images, as many as its map says, from (x, y) of an image on, each read `right` and
+/// `down` of where it lies; pixels before an image's first and after its last arrive as zeros.
+__device__ inline void copy_pixels(uint32_t to, const CUtensorMap* map, uint32_t barrier, int channel, int x, int y,
+                                   int image, int right, int down) {
   asm volatile(
-      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
-      "r"(rank)
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+      "%6}], "
+      "[%2], {%7, %8};" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(channel), "r"(x), "r"(y), "r"(image), "h"(static_cast<uint16_t>(right)),
+      "h"(static_cast<uint16_t>(down))
       : "memory");
-}
-
-__device__ inline void cluster_wait() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 __device__ inline void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }

@@ -16,15 +16,13 @@ class HopperTiles:
     """How the product is cut; a way that csrc/gemm.cu has compiled.
 
     height, columns: of a block's tile, or of a warp group's where the weight is `resident`, that is stays in shared
-    memory. cluster: blocks, 1 or 2, that load the weight together. band: strips of rows (or pairs of them, with a
-    cluster) that go through all columns together. lag: chunks of 64 channels by which one warp group follows the
-    other, so that only one of them stores at a time.
+    memory. band: strips of rows that go through all columns together. lag: chunks of 64 channels by which one warp
+    group follows the other, so that only one of them stores at a time.
     """
 
     height: int
     columns: int
     resident: bool = False
-    cluster: int = 1
     band: int = 8
     lag: int = 2
 
@@ -35,8 +33,6 @@ WAYS = (
     HopperTiles(128, 160),
     HopperTiles(256, 160),
     HopperTiles(256, 128),
-    HopperTiles(128, 256, cluster=2),
-    HopperTiles(256, 128, cluster=2),
     HopperTiles(64, 256, resident=True),
     HopperTiles(64, 160, resident=True),
     HopperTiles(64, 128, resident=True),
@@ -46,7 +42,7 @@ RESIDENT_CHUNKS = {256: 5, 160: 5, 128: 10}  # of 64 channels, by columns: what 
 
 def fits(tiles: HopperTiles, n: int, k: int, taps: int, geglu: bool, multiprocessors: int) -> bool:
     """Whether these tiles can work on a weight (n, taps * k), with or without gates."""
-    if geglu and tiles.columns % 64:
+    if n % (64 if geglu else 32) or (geglu and tiles.columns % 64):
         return False
     if not tiles.resident:
         return True
@@ -58,8 +54,8 @@ def why_not(x: Tensor, weight: Tensor, *others: Tensor | None) -> list[str]:
     """Reasons why the kernel can't run on these operands. x: (..., K), weight: (N, ...)."""
     given = [t for t in (x, weight, *others) if t is not None]
     reasons = why_no_hopper(*given)
-    if x.shape[-1] % 8 or len(weight) % 16:
-        reasons.append(f"channels in multiples of 8 to 16 only, got {x.shape[-1]} to {len(weight)}")
+    if x.shape[-1] % 8 or len(weight) % 32:
+        reasons.append(f"channels in multiples of 8 to 32 only, got {x.shape[-1]} to {len(weight)}")
     return reasons
 
 
@@ -88,6 +84,6 @@ def hopper_gemm(
         out = x.new_empty(orbits, length, len(weight) // 2 if geglu else len(weight))
     native.load("cuda").gemm_multiply(
         x, weight, bias, rows, residual, scale, out, taps, shift, geglu, gelu,
-        tiles.height, tiles.columns, tiles.resident, tiles.cluster, tiles.band, tiles.lag,
+        tiles.height, tiles.columns, tiles.resident, tiles.band, tiles.lag,
     )  # fmt: skip
     return out

@@ -15,14 +15,14 @@ static void expect(bool condition, const char* what, int a, int b) {
   if (!condition) std::printf("%s (%d, %d)\n", what, a, b), ++wrong;
 }
 
-/// Every tile exactly once over all blocks and groups; with Resident, one column a block.
-template <int Height, int Columns, bool Resident, int Cluster = 1>
+/// Every tile exactly once over all blocks; with Resident, one column a block.
+template <int Height, int Columns, bool Resident>
 static void walks(int orbits, int length, int n, int band, int multiprocessors) {
   Product p{};
   p.orbits = orbits, p.length = length, p.n = n, p.band = band;
-  const int across = (n + Columns - 1) / Columns, real = orbits * ((length + Height - 1) / Height);
-  const int down = orbits * ((length + Height * Cluster - 1) / (Height * Cluster)), most = multiprocessors / Cluster;
-  int blocks = Cluster * (across * down < most ? across * down : most);
+  const int across = (n + Columns - 1) / Columns;
+  const int down = orbits * ((length + Height - 1) / Height);
+  int blocks = across * down < multiprocessors ? across * down : multiprocessors;
   if (Resident) {
     const int lanes = multiprocessors / across, wanted = (down + 1) / 2;
     blocks = across * (lanes < wanted ? lanes : wanted);
@@ -30,64 +30,35 @@ static void walks(int orbits, int length, int n, int band, int multiprocessors) 
   std::set<std::tuple<int, int, int>> seen;
   for (int block = 0; block < blocks; ++block) {
     std::set<int> columns;
-    for (int group = 0; group < (Resident ? 2 : 1); ++group) {
-      Walk<Height, Columns, Resident, Cluster> walk(p, block, blocks, group);
-      int count = 0;
-      for (Tile tile; walk.next(tile); ++count) {
-        expect(Cluster > 1 || tile.first < length, "past the end", tile.first, length);
-        if (tile.first >= length) continue;
-        expect(tile.orbit >= 0 && tile.orbit < orbits && tile.first % Height == 0, "row", tile.orbit, tile.first);
-        expect(tile.column % Columns == 0 && tile.column < n, "column", tile.column, n);
-        expect(seen.insert({tile.orbit, tile.first, tile.column}).second, "twice", tile.first, tile.column);
-        columns.insert(tile.column);
-      }
-      expect(count > 0 || group == 1, "block without a tile", block, group);
+    Walk<Height, Columns, Resident> walk(p, block, blocks);
+    int count = 0;
+    for (Tile tile; walk.next(tile); ++count) {
+      expect(tile.first < length, "past the end", tile.first, length);
+      expect(tile.orbit >= 0 && tile.orbit < orbits && tile.first % Height == 0, "row", tile.orbit, tile.first);
+      expect(tile.column % Columns == 0 && tile.column < n, "column", tile.column, n);
+      expect(seen.insert({tile.orbit, tile.first, tile.column}).second, "twice", tile.first, tile.column);
+      columns.insert(tile.column);
     }
+    expect(count > 0, "block without a tile", block, blocks);
     expect(!Resident || columns.size() == 1, "columns of a block", block, static_cast<int>(columns.size()));
   }
-  expect(static_cast<int>(seen.size()) == across * real, "tiles", static_cast<int>(seen.size()), across * real);
+  expect(static_cast<int>(seen.size()) == across * down, "tiles", static_cast<int>(seen.size()), across * down);
 }
 
-/// Banks (4 bytes each) that 32 lanes touch: none may meet itself at another address among lanes served together.
-static bool conflict(const std::vector<int>& offsets, int size, int together) {
-  for (size_t from = 0; from < offsets.size(); from += together) {
-    std::vector<int> owner(32, -1);
-    for (int i = 0; i < together; ++i)
-      for (int byte = 0; byte < size; byte += 4) {
-        const int word = (offsets[from + i] + byte) / 4;
-        if (owner[word % 32] >= 0 && owner[word % 32] != word) return true;
-        owner[word % 32] = word;
-      }
-  }
-  return false;
-}
-
-template <int Values>
-static void slice() {
-  using S = Slice<Values>;
-  std::set<int> places;
-  for (int row = 0; row < 16; ++row)
-    for (int block = 0; block < S::BLOCKS; ++block) {
-      const int at = S::offset(row, block);
-      expect(at % 16 == 0 && at >= 0 && at < S::BYTES && places.insert(at).second, "block", row, block);
-    }
-  expect(S::PER_LANE * 32 == 16 * S::BLOCKS, "blocks of a lane", S::PER_LANE, S::BLOCKS);
-  for (int i = 0; i < S::PER_LANE; ++i) {  // whole blocks, eight lanes at a time
-    std::vector<int> offsets;
-    for (int lane = 0; lane < 32; ++lane)
-      offsets.push_back(S::offset((lane + 32 * i) / S::BLOCKS, (lane + 32 * i) % S::BLOCKS));
-    expect(!conflict(offsets, 16, 8), "banks of blocks", Values, i);
-  }
-  for (int block = 0; block < S::BLOCKS; ++block)
-    for (int h = 0; h < 2; ++h) {  // as accumulators lie: a pair of columns, or one value behind a gate
-      std::vector<int> pairs, gated;
-      for (int lane = 0; lane < 32; ++lane) {
-        pairs.push_back(S::offset(lane / 4 + 8 * h, block) + 4 * (lane % 4));
-        gated.push_back(S::offset(lane / 4 + 8 * h, block) + 2 * (lane % 4));
-      }
-      expect(!conflict(pairs, 4, 32), "banks of pairs", Values, block);
-      expect(!conflict(gated, 2, 32), "banks of gated values", Values, block);
-    }
+/// The columns of a block in the order in which a copy brings them: a lane's of a row are successive ones of the
+/// weight.
+template <bool Gated>
+static void deal() {
+  using D = Deal<Gated>;
+  expect(D::SIZES[0] * D::SIZES[1] * D::SIZES[2] == D::BLOCK, "columns of a block", D::BLOCK, Gated);
+  std::vector<int> order;
+  for (uint32_t c = 0; c < D::SIZES[2]; ++c)
+    for (uint32_t b = 0; b < D::SIZES[1]; ++b)
+      for (uint32_t a = 0; a < D::SIZES[0]; ++a)
+        order.push_back(a * D::STRIDES[0] + b * D::STRIDES[1] + c * D::STRIDES[2]);
+  for (int lane = 0; lane < 4; ++lane)
+    for (int i = 0; i < 2 * D::PAIRS; ++i)  // an accumulator's pairs of columns are eight apart, those of lanes two
+      expect(order[i / 2 * 8 + 2 * lane + i % 2] == 2 * D::PAIRS * lane + i, "column of a lane", lane, i);
 }
 
 int main() {
@@ -98,10 +69,9 @@ int main() {
           for (int band : {1, 3, 8}) {
             walks<128, 256, false>(orbits, length, n, band, multiprocessors);
             walks<256, 160, false>(orbits, length, n, band, multiprocessors);
-            if (multiprocessors > 1) walks<128, 256, false, 2>(orbits, length, n, band, multiprocessors);
             if ((n + 159) / 160 <= multiprocessors) walks<64, 160, true>(orbits, length, n, band, multiprocessors);
           }
-  slice<32>();
-  slice<64>();
+  deal<false>();
+  deal<true>();
   return wrong > 0;
 }
