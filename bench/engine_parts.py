@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 from sv3d_fast.ceilings import Ceilings
 from sv3d_fast.kernels.op import BACKEND_VARIABLE, Op
 
-LIBRARY = ("conv2d", "lerp")  # what the network calls besides ops
-NORMS = ("group_norm", "residual_group_norm", "layer_norm", "positioned_layer_norm")
+LIBRARY = ("conv2d",)  # what the network calls besides ops
+NORMS = ("group_norm", "residual_group_norm", "layer_norm", "positioned_layer_norm", "blended_layer_norm")
 PRODUCTS = ("linear", "geglu", "temporal_conv")
 STOCK = dict.fromkeys((*NORMS, *PRODUCTS, "upsample_conv"), "reference") | {
     "temporal_attention": "sdpa", "spatial_attention": "library",

@@ -1,4 +1,4 @@
-"""Layer normalisation in one pass, and the one that begins a temporal block: positions are added on the way."""
+"""Layer normalisation in one pass, and with what is done on the way: positions added, a blend with another tensor."""
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +28,24 @@ def positioned_reference(
     return total + shift, reference(total, weight, bias, eps)
 
 
+def blended_reference(
+    x: Tensor, other: Tensor, share: Tensor, weight: Tensor, bias: Tensor, eps: float, inplace: bool = False
+) -> tuple[Tensor, Tensor]:
+    """other + share * (x - other), and the normalisation of x over channels, both (M, c).
+
+    share: (1,). inplace: the blend takes the place of x.
+    """
+    y = reference(x, weight, bias, eps)
+    return torch.lerp(other, x, share, out=x if inplace else None), y
+
+
 if triton is not None:
     import triton.language as tl
 
     @triton.jit
     def layer_norm_kernel(
-        x, positions, extra, weight, bias, total, y, rows, channels, frames, pixels, eps,
-        HAS_POSITIONS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+        x, positions, extra, other, share, weight, bias, total, y, rows, channels, frames, pixels, eps,
+        HAS_POSITIONS: tl.constexpr, BLENDS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
         channel = tl.arange(0, BLOCK_C)
@@ -48,6 +59,10 @@ if triton is not None:
             more = tl.load(extra + channel, inside, 0.0).to(tl.float32)
             tl.store(total + at, (v + more[None, :]).to(total.dtype.element_ty), mask)
             v = tl.where(mask, v, 0.0)
+        if BLENDS:
+            base = tl.load(other + at, mask, 0.0).to(tl.float32)
+            blend = base + tl.load(share).to(tl.float32) * (v - base)
+            tl.store(total + at, blend.to(total.dtype.element_ty), mask)
         mean = tl.sum(v, 1) / channels
         deviation = tl.where(mask, v - mean[:, None], 0.0)
         factor = tl.rsqrt(tl.sum(deviation * deviation, 1) / channels + eps)
@@ -56,27 +71,31 @@ if triton is not None:
         tl.store(y + at, (deviation * factor[:, None] * w[None, :] + b[None, :]).to(y.dtype.element_ty), mask)
 
 
-def _launch(x: Tensor, positions: Tensor | None, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float):
+def _launch(x, weight, bias, eps, *, positions=None, shift=None, other=None, share=None, inplace=False):
     channels = x.shape[-1]
     rows = x.numel() // channels
     block = triton.next_power_of_2(channels)
     high = max(1, ELEMENTS // block)
     y = torch.empty_like(x)
-    total = None if positions is None else torch.empty_like(x)
+    total = x if inplace else None if positions is None and other is None else torch.empty_like(x)
     frames, pixels = x.shape[1:3] if positions is not None else (1, 1)
     layer_norm_kernel[(triton.cdiv(rows, high),)](
-        x, positions, shift, weight, bias, total, y, rows, channels, frames, pixels, eps,
-        positions is not None, high, block, num_warps=4,
+        x, positions, shift, other, share, weight, bias, total, y, rows, channels, frames, pixels, eps,
+        positions is not None, other is not None, high, block, num_warps=4,
     )  # fmt: skip
     return total, y
 
 
 def _run(x, weight, bias, eps):
-    return _launch(x, None, None, weight, bias, eps)[1]
+    return _launch(x, weight, bias, eps)[1]
 
 
 def _run_positioned(x, positions, weight, bias, eps, shift):
-    return _launch(x, positions, shift, weight, bias, eps)
+    return _launch(x, weight, bias, eps, positions=positions, shift=shift)
+
+
+def _run_blended(x, other, share, weight, bias, eps, inplace=False):
+    return _launch(x, weight, bias, eps, other=other, share=share, inplace=inplace)
 
 
 def _reasons(x: Tensor, *others: Tensor) -> list[str]:
@@ -94,6 +113,10 @@ def _why_not(x, weight, bias, eps) -> list[str]:
 
 def _why_not_positioned(x, positions, weight, bias, eps, shift) -> list[str]:
     return _reasons(x, positions, weight, bias, shift)
+
+
+def _why_not_blended(x, other, share, weight, bias, eps, inplace=False) -> list[str]:
+    return _reasons(x, other, share, weight, bias)
 
 
 def _random(device: str, *shapes):
@@ -115,6 +138,12 @@ def _positioned_examples(device: str):
         yield x, positions, weight, bias, 1e-5, shift
 
 
+def _blended_examples(device: str):
+    for rows, channels in ((37, 320), (1, 96), (130, 1280)):
+        x, other, weight, bias, share = _random(device, *[(rows, channels)] * 2, *[(channels,)] * 2, (1,))
+        yield x, other, share.sigmoid(), weight, bias, 1e-5
+
+
 layer_norm = Op(
     name="layer_norm",
     reference=reference,
@@ -130,4 +159,12 @@ positioned_layer_norm = Op(
     examples=_positioned_examples,
     tolerance=1e-3,
     source="Blattmann et al. 2023, Stable Video Diffusion: frame positions before the temporal transformer blocks",
+)
+blended_layer_norm = Op(
+    name="blended_layer_norm",
+    reference=blended_reference,
+    implementations=[Implementation("triton", _run_blended, _why_not_blended)],
+    examples=_blended_examples,
+    tolerance=1e-3,
+    source="Blattmann et al. 2023, Stable Video Diffusion: the blend of spatial and temporal transformer blocks",
 )

@@ -70,3 +70,13 @@ def test_op_runs_here_and_has_examples_of_odd_and_single_size(op):
 
 def test_a_compiled_cpu_implementation_ran_somewhere():
     assert any(compare(op, name, "cpu") for op, name in PAIRS if name == "csrc")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_blend_can_take_the_place_of_what_is_normalised(device):
+    op = registry["blended_layer_norm"]
+    for x, *others in op.examples(device):
+        apart = op(x.clone(), *others)
+        blend, y = op(x, *others, inplace=True)
+        assert blend.data_ptr() == x.data_ptr()
+        torch.testing.assert_close((x, y), apart, rtol=0, atol=0)

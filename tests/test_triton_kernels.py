@@ -117,10 +117,17 @@ def test_group_norm_compiles_for_hopper(skip, residual):
     check(compiled(group_norm.combine_kernel, constants, 4, eps="fp32", **floats), products=False)
 
 
-@pytest.mark.parametrize("positions", [False, True])
-def test_layer_norm_compiles_for_hopper(positions):
-    constants = {"HAS_POSITIONS": positions, "BLOCK_M": 2, "BLOCK_C": 2048}
-    absent = [] if positions else ["positions", "extra", "total"]
+@pytest.mark.parametrize(
+    ("way", "absent"),
+    [
+        ("", ["positions", "extra", "other", "share", "total"]),
+        ("HAS_POSITIONS", ["other", "share"]),
+        ("BLENDS", ["positions", "extra"]),
+    ],
+)
+def test_layer_norm_compiles_for_hopper(way, absent):
+    constants = {"HAS_POSITIONS": False, "BLENDS": False, "BLOCK_M": 2, "BLOCK_C": 2048}
+    constants |= {way: True} if way else {}
     check(compiled(layer_norm.layer_norm_kernel, constants, 4, absent=absent, eps="fp32"), products=False)
 
 

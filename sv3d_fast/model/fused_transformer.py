@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sv3d_fast.kernels.geglu import geglu
 from sv3d_fast.kernels.group_norm import group_norm, residual_group_norm
-from sv3d_fast.kernels.layer_norm import layer_norm, positioned_layer_norm
+from sv3d_fast.kernels.layer_norm import blended_layer_norm, layer_norm, positioned_layer_norm
 from sv3d_fast.kernels.linear import linear
 from sv3d_fast.kernels.spatial_attention import spatial_attention
 from sv3d_fast.kernels.temporal_attention import temporal_attention
@@ -84,9 +84,9 @@ class FusedFeedForward(Weights):
         self.left: Tensor
         self.register_buffer("left", back.bias.detach())
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """The sum without the bias `left`."""
-        return self.out(geglu(x, self.weight, self.bias), residual)
+    def forward(self, x: Tensor, residual: Tensor, scale: Tensor | None = None) -> Tensor:
+        """The sum without the bias `left`. scale: (1,), of what the layers add."""
+        return self.out(geglu(x, self.weight, self.bias, scale), residual)
 
 
 class FusedAttention(nn.Module):
@@ -138,7 +138,7 @@ class FusedTransformer(nn.Module):
         self.temporal_attention = FusedAttention(temporal.attn1, temporal.attn2, temporal.heads)
         self.temporal_ff = FusedFeedForward(temporal.ff)
         self.mix: Tensor
-        self.register_buffer("mix", block.time_mixer.temporal_weight(block.proj_in.weight.dtype).detach())
+        self.register_buffer("mix", block.time_mixer.temporal_weight(block.proj_in.weight.dtype).detach().view(1))
         # what both branches' feed-forwards leave goes through their blend and the projection
         wide = torch.promote_types(block.proj_out.weight.dtype, torch.float32)
         left = torch.lerp(self.ff.left.to(wide), self.temporal_ff.left.to(wide), self.mix.to(wide))
@@ -169,5 +169,7 @@ class FusedTransformer(nn.Module):
         tokens = self.temporal_ff_in(hidden.view(-1, c), total.view(-1, c))
         del hidden  # would lie beside the widest activations, the last feed-forward's
         tokens = self.temporal_attention.temporal(self.temporal_norm1(tokens), tokens, contexts[1], shape)
-        temporal = self.temporal_ff(self.temporal_norm3(tokens), tokens)
-        return self.proj_out(torch.lerp(spatial, temporal, self.mix), flat).view(x.shape)
+        norm = self.temporal_norm3  # both branches meet before the last feed-forward, which adds its share of the blend
+        blend, hidden = blended_layer_norm(tokens, spatial, self.mix, norm.weight, norm.bias, norm.eps, inplace=True)
+        del spatial
+        return self.proj_out(self.temporal_ff(hidden, blend, self.mix), flat).view(x.shape)
