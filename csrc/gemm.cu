@@ -80,7 +80,7 @@ void upsample(TensorView x, TensorView weight, TensorView bias, TensorView out) 
   const int64_t images = x.size(0), tall = x.size(1), wide = x.size(2), k = x.size(3), width = weight.size(0) / 4;
   const int64_t count = images * tall * wide;
   if (k < 8 || k % 8 || weight.size(1) != 4 * k) fail("weight: expected (4 * width, 4 * k), k a multiple of 8");
-  if (width < 1 || (width % 256 && width % 160)) fail("width: expected a multiple of 160 or 256");
+  if (width < 1 || width % 128) fail("width: expected a multiple of 128");  // a tile has columns of one parity
   if (4 * count >= MAX_EXTENT || 4 * width >= MAX_EXTENT) fail("x, weight: too large");
   if (count == 0) return;
   Product p{};
@@ -92,7 +92,7 @@ void upsample(TensorView x, TensorView weight, TensorView bias, TensorView out) 
   p.width = static_cast<int>(width), p.tall = static_cast<int>(tall), p.wide = static_cast<int>(wide);
   p.taps = 4, p.row_period = 1, p.band = 8;
   tvm::ffi::CUDADeviceGuard guard(x.device().device_id);
-  const Launch run = width % 256 ? launch<160, 64, 6, 0, Form::UPSAMPLED> : launch<256, 64, 4, 0, Form::UPSAMPLED>;
+  const Launch run = width % 256 ? launch<128, 128, 4, 0, Form::UPSAMPLED> : launch<256, 64, 4, 0, Form::UPSAMPLED>;
   run(a, b, p, hopper_multiprocessors(x.device().device_id), stream_of(x));
 }
 

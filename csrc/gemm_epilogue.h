@@ -90,7 +90,7 @@ class Epilogue {
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
               uint32_t& both = biases[b][i / 4].pairs[i % 4];
-              both = times(both, 2.0f * scale, 0.25f);  // in range up to 32,751
+              both = times(both, 2.0f, 0.25f);  // in range up to 32,751
             }
           }
         }
@@ -186,7 +186,7 @@ class Epilogue {
       for (int e = 0; e < 2; ++e) {
         const int g = 2 * i + e;
         const float2 b = unpacked(bias[g / 4].pairs[g % 4]);
-        v[e] = gated(fmaf(from[4 * g + 1], 0.25f, b.y), fmaf(from[4 * g], 2.0f * scale, b.x));
+        v[e] = gated(fmaf(from[4 * g + 1], 0.25f, b.y), fmaf(from[4 * g], 2.0f * scale, b.x * scale));
       }
       result.pairs[i] = packed(v[0], v[1]);
     }

@@ -41,7 +41,7 @@ if triton is not None:
 
     @triton.jit
     def euler_step_kernel(
-        output, latents, scales, moved, scaled, images, frames, pixels, channels,
+        output, latents, scales, moved, scaled, frames, pixels, channels,
         of_output, of_latents, stride, seen,
         GUIDED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
     ):  # fmt: skip
@@ -54,7 +54,7 @@ if triton is not None:
         outer = (image * channels + channel) * pixels + pixel
         guided = tl.load(output + inner, mask, 0.0).to(tl.float32)
         if GUIDED:
-            half = images.to(tl.int64) * pixels * channels
+            half = tl.num_programs(1).to(tl.int64) * pixels * channels  # a program for each image
             conditional = tl.load(output + half + inner, mask, 0.0).to(tl.float32)
             guided += tl.load(scales + image % frames).to(tl.float32) * (conditional - guided)
         before = tl.load(latents + outer, mask, 0.0).to(tl.float32)
@@ -68,7 +68,7 @@ def _run(output: Tensor, latents: Tensor, scales: Tensor, sigma: float, followin
     pixels, images = height * width, orbits * frames
     moved, scaled = torch.empty_like(latents), torch.empty_like(output[0])
     euler_step_kernel[(triton.cdiv(pixels, BLOCK), images)](
-        output, latents, scales, moved, scaled, images, frames, pixels, channels, *_coefficients(sigma, following),
+        output, latents, scales, moved, scaled, frames, pixels, channels, *_coefficients(sigma, following),
         halves == 2, BLOCK, triton.next_power_of_2(channels), num_warps=4,
     )  # fmt: skip
     return moved, scaled

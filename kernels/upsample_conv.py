@@ -116,8 +116,8 @@ def _hopper(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _why_not_hopper(x: Tensor, weight: Tensor, bias: Tensor) -> list[str]:
     reasons = why_no_hopper(x, weight, bias)
-    if x.shape[-1] % 8 or (weight.shape[1] % 160 and weight.shape[1] % 256):
-        reasons.append(f"channels in multiples of 8 to 160 or 256 only, got {x.shape[-1]} to {weight.shape[1]}")
+    if x.shape[-1] % 8 or weight.shape[1] % 128:
+        reasons.append(f"channels in multiples of 8 to 128 only, got {x.shape[-1]} to {weight.shape[1]}")
     if 4 * x.numel() // x.shape[-1] >= 2**31:
         reasons.append("fewer than 2^31 pixels only")
     return reasons
@@ -125,7 +125,7 @@ def _why_not_hopper(x: Tensor, weight: Tensor, bias: Tensor) -> list[str]:
 
 def _examples(device: str):
     generator = torch.Generator().manual_seed(0)
-    large = [(2, 9, 9, 320, 320), (3, 5, 7, 72, 256), (1, 40, 33, 64, 160)] if device == "cuda" else []
+    large = [(2, 9, 9, 320, 320), (3, 5, 7, 72, 256), (1, 40, 33, 64, 640)] if device == "cuda" else []
     for n, h, w, c, out in ((2, 5, 7, 40, 24), (1, 1, 1, 64, 32), *large):
         x, kernel, bias = (
             torch.randn(shape, generator=generator).to(device, torch.float16 if device == "cuda" else torch.float32)

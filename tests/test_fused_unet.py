@@ -110,7 +110,7 @@ def test_the_hopper_product_adds_no_error_at_official_widths(monkeypatch):
     torch.manual_seed(0)
     with torch.device("meta"):
         unet = SV3DUNet(CONFIG)
-    unet = randomised(unet, torch.device("cuda"))
+    unet = randomised(unet, torch.device("cuda"), torch.float16)
     unet.load_state_dict(unet.state_dict())  # lays convolution weights out
     operands = inputs(CONFIG, 1, 2, 21, 16, 16, torch.float16, "cuda")
     network, asked, got = FusedUNet(unet), set(), {}
