@@ -71,9 +71,10 @@ class Walk {
   int strips, across, down, at, step, end, column = 0;
 };
 
-/// How the columns of a tile come to shared memory: blocks whose 32 results four lanes hold, eight successive ones
-/// each. An accumulator's pair of columns belongs to one lane (`lane` = place / 2 % 4 there), the next pair to the
-/// next, and every eighth column to the same; with gates a pair is a value and its gate.
+/// How the columns of a tile are dealt out on their way to shared memory, in blocks that make 32 values of the result.
+/// Of eight columns there, a lane's accumulators hold two, the next lane's the next two; so that what four lanes hold
+/// of a block is eight successive values each, a lane's pairs lie eight columns apart. With gates a pair is a value and
+/// its gate.
 template <bool Gated>
 struct Deal {
   static constexpr int PAIRS = Gated ? 8 : 4, BLOCK = 8 * PAIRS;  // pairs of a lane in a block, columns of it
