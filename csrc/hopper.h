@@ -72,9 +72,8 @@ __device__ inline void copy_box(uint32_t to, const CUtensorMap* map, uint32_t ba
 __device__ inline void copy_pixels(uint32_t to, const CUtensorMap* map, uint32_t barrier, int channel, int x, int y,
                                    int image, int right, int down) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
-      "%6}], "
-      "[%2], {%7, %8};" ::"r"(to),
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8};" ::"r"(to),
       "l"(map), "r"(barrier), "r"(channel), "r"(x), "r"(y), "r"(image), "h"(static_cast<uint16_t>(right)),
       "h"(static_cast<uint16_t>(down))
       : "memory");
