@@ -113,6 +113,7 @@ class Epilogue {
     if (p.bias) {
 #pragma unroll
       for (int b = 0; b < BLOCKS; ++b) {
+        // the index stays inside where nothing was read early
         const Eight bias = EARLY ? biases[EARLY * b][0] : read(p.bias, column + 32 * b, b < blocks);
         add(d, b, 0, bias), add(d, b, 1, bias);
       }

@@ -145,7 +145,7 @@ def gemm(
     Tap i multiplies the rows (i - taps // 2) * shift further on by weight[:, i * K : (i + 1) * K], which is finite.
     bias: (N,). rows: (G, N), each added to B * R / G successive rows. residual: of the result's shape; inplace: the
     result takes its place. geglu: columns 2j and 2j + 1 are value and gate, and value * gelu(gate) is stored. gelu,
-    scale (1,): of the product with its bias, before rows and residual.
+    scale (1,): of the product with its bias, or of value * gelu(gate), before rows and residual.
     """
     orbits, length, k = x.shape
     n = weight.shape[0]

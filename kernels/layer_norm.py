@@ -77,7 +77,8 @@ def _launch(x, weight, bias, eps, *, positions=None, shift=None, other=None, sha
     block = triton.next_power_of_2(channels)
     high = max(1, ELEMENTS // block)
     y = torch.empty_like(x)
-    total = x if inplace else None if positions is None and other is None else torch.empty_like(x)
+    sums = positions is not None or other is not None
+    total = (x if inplace else torch.empty_like(x)) if sums else None
     frames, pixels = x.shape[1:3] if positions is not None else (1, 1)
     layer_norm_kernel[(triton.cdiv(rows, high),)](
         x, positions, shift, other, share, weight, bias, total, y, rows, channels, frames, pixels, eps,

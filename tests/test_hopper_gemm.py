@@ -123,5 +123,9 @@ def test_what_the_kernel_cannot_take_is_an_error():
     ):
         with pytest.raises(ValueError, match=said):
             product(problem, given, wrong)
+    for n, gated in ((80, False), (96, True)):
+        narrow = Problem(1, 100, 64, n, geglu=gated)
+        with pytest.raises(ValueError, match="multiples of 8 and 32, n of 64"):
+            product(narrow, operands(narrow), WAYS[0])
     with pytest.raises(ValueError, match="float16"):
         product(problem, {**given, "bias": torch.zeros(256, device="cuda")}, WAYS[0])
