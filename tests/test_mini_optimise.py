@@ -1,6 +1,8 @@
 """The optimiser of the embedded model: its learning rate, its average of the weights, and several processes."""
 
+import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +38,26 @@ def test_learning_rate_warms_up_and_cools_down():
     assert learning_rate(2.0, optimise.WARMUP, 0.5) == 2.0
     assert learning_rate(2.0, 5000, 1 - optimise.COOLDOWN / 2) == pytest.approx(1.0)
     assert learning_rate(2.0, 5000, 1.0) == learning_rate(2.0, 5000, 1.2) == 0.0
+
+
+def test_trains_before_it_looks_at_the_clock(monkeypatch, tmp_path):
+    # a clock on which all of the time is gone at each look, as where another process had the core
+    monkeypatch.setattr(optimise, "time", SimpleNamespace(monotonic=itertools.count(0, 1000).__next__))
+    module, steps = torch.nn.Linear(3, 1), []
+
+    def loss_of(step):
+        steps.append(step)
+        loss = module(torch.ones(3)).square().sum()
+        return loss, {"loss": loss}
+
+    count = optimise.optimise(
+        module, Average(module), loss_of, workers=Workers(0, 1, torch.device("cpu")), minutes=1e-6, peak=0.1,
+        log=tmp_path / "steps.csv", every=5,
+    )  # fmt: skip
+    assert count == optimise.AGREE_EVERY
+    assert steps == list(range(count))
+    rows = [line.split(",") for line in (tmp_path / "steps.csv").read_text().splitlines()]
+    assert [(int(row[0]), float(row[2]) > 0) for row in rows] == [(0, True), (5, True)]
 
 
 def _averages(rank, address, results):

@@ -82,7 +82,7 @@ def optimise(
     began, step, elapsed = time.monotonic(), 0, 0.0
     running: torch.Tensor | None = None
     while True:
-        if step % AGREE_EVERY == 0:
+        if step > 0 and step % AGREE_EVERY == 0:
             # the first process's clock is everybody's: rates that differ would let the weights drift apart
             elapsed = workers.agree((time.monotonic() - began) / (60 * minutes))
             if elapsed >= 1:
