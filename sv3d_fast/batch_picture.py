@@ -49,7 +49,7 @@ class Maker:
     """
 
     def __init__(self):
-        self._models: dict[tuple[str, str], SV3DModel] = {}
+        self._models: dict[tuple[str, str, str], SV3DModel] = {}
         self._turn = threading.Lock()
         self._stopped = threading.Event()
 
@@ -80,7 +80,7 @@ class Maker:
         self._stopped.set()
 
     def _model(self, settings: Settings) -> SV3DModel:
-        key = (settings.model, settings.device)
+        key = (settings.model, settings.device, settings.dtype)
         if key not in self._models:  # else nobody waits here: the next picture is read while others' networks run
             with self._turn:
                 if key not in self._models:

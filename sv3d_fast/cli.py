@@ -13,7 +13,7 @@ from . import __version__
 from .formats import MESH_FORMATS, SPLAT_FORMATS, TEXTURE_FORMATS
 from .preview_cli import add_convert, add_preview, preview_settings
 from .serve_cli import add_serve
-from .settings import EMBEDDED, PURPOSES, Settings
+from .settings import DTYPES, EMBEDDED, PURPOSES, Settings
 from .ui_cli import add_ui, ui_settings
 
 SOME_FAILED = 1
@@ -191,6 +191,7 @@ def _generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--foreground-ratio", type=float, help="longest side of the object over the picture's")
     parser.add_argument("--no-remove-bg", action="store_true", help="take the picture as it is")
     parser.add_argument("--matting-model", type=Path, help="local ONNX file for background removal")
+    parser.add_argument("--dtype", choices=DTYPES, default=default.dtype, help="of the network; bfloat16 reaches far")
     parser.add_argument("--decode-chunk-size", type=int, help="frames decoded at once; no effect on pixels")
     _budget(parser)
 

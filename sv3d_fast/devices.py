@@ -35,6 +35,16 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Of a name in `settings.DTYPES`: "auto" is float16 on a GPU and float32 on a CPU. Raises ValueError for float16 on
+    a CPU."""
+    if name == "auto":
+        name = "float16" if device.type == "cuda" else "float32"
+    if name == "float16" and device.type == "cpu":
+        raise ValueError("dtype: expected float32 or bfloat16 on a CPU, which is many times slower in float16")
+    return getattr(torch, name)
+
+
 def second_device(first: torch.device) -> torch.device:
     """The GPU that works beside `first`. Raises ValueError where there is none."""
     count = torch.cuda.device_count()

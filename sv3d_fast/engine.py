@@ -146,9 +146,10 @@ class _Watch:
         if self.fine[index]:
             return
         where = self.predict.first_non_finite(index, noisy) if torch.isfinite(noisy).all() else "the latents before it"
+        advice = ", in float16; dtype bfloat16 reaches further" if noisy.dtype == torch.float16 else ""
         raise NonFiniteError(
             f"the latents are not finite after step {index + 1} of {self.total}; "
-            f"the first of its values that are not: {where or 'its result, behind the network'}"
+            f"the first of its values that are not: {where or 'its result, behind the network'}{advice}"
         )
 
 

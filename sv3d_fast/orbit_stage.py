@@ -14,7 +14,7 @@ import torch
 from . import __version__
 from .camera import FRAMES, Orbit
 from .cfg_parallel import twin_of
-from .devices import pick_device, second_device
+from .devices import pick_device, pick_dtype, second_device
 from .events import Event, Warned
 from .formats import plan_of
 from .identity import digest_picture, model_identity
@@ -44,7 +44,7 @@ def open_model(settings: Settings) -> SV3DModel:
     """
     device = pick_device(settings.device)
     path = EMBEDDED_WEIGHTS if settings.model == EMBEDDED else settings.model
-    half = torch.float16 if device.type == "cuda" else torch.float32
+    half = pick_dtype(settings.dtype, device)
     dtype = {"unet": half, "image_encoder": half, "vae": torch.float32}  # as official: no 16-bit VAE
     budget = budget_of(settings.max_memory, device)
     model = load_model(path, dtype=dtype, device=device if budget is None else "cpu")
@@ -108,11 +108,12 @@ def making(
     turn: held while the networks run, for callers that make several orbits with one model.
     """
     device, orbit = pick_device(settings.device), make_orbit(settings)
+    dtype = str(pick_dtype(settings.dtype, device)).removeprefix("torch.")
     budget = budget_of(settings.max_memory, device)
     beside = second_device(device) if settings.cfg_parallel else None
     depends = {
         "picture": digest_picture(photo), "orbit": orbit.to_dict(), "model": model_identity(settings.model),
-        "matting_model": settings.matting_model and model_identity(settings.matting_model),
+        "dtype": dtype, "matting_model": settings.matting_model and model_identity(settings.matting_model),
         **{k: getattr(settings, k) for k in ("seed", "steps", "frame_size", "foreground_ratio", "remove_background")},
     }  # fmt: skip
     plan = plan_of(settings.mesh_formats, settings.splat_formats)
@@ -128,7 +129,7 @@ def making(
         config = replace(network.config.sampler, steps=settings.steps or network.config.sampler.steps)
         variant, cameras = network.config.unet.variant, orbit
         form = "plain" if why_not_fused(network.unet) else "fused"
-        record.note(variant=variant, sampler=vars(config), unet=form)
+        record.note(variant=variant, sampler=vars(config), unet=form, dtype=dtype)
         if variant == "u" and settings.orbit != "static":
             yield Warned(STAGE, "SV3D_u takes no cameras: its orbit is static, whatever the settings say")
             cameras = Orbit.static(settings.elevation, len(orbit))

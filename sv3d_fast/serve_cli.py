@@ -6,6 +6,7 @@ from typing import Any
 
 from .serve.keys import new_key
 from .serve.settings import ServeSettings
+from .settings import DTYPES
 
 EXTRA = ("anyio", "fastapi", "multipart", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn")
 
@@ -23,6 +24,7 @@ def add_serve(commands) -> None:
     )
     parser.add_argument("--matting-model", type=Path, help="local ONNX file for background removal")
     parser.add_argument("--devices", nargs="+", default=list(default.devices), help="a worker for each (default: all)")
+    parser.add_argument("--dtype", choices=DTYPES, default=default.dtype, help="of SV3D's network, as of run")
     parser.add_argument("--queue-size", type=int, default=default.queue_size, help="jobs that may wait")
     parser.add_argument("--deadline", type=float, default=default.deadline, help="seconds that a job may run")
     parser.add_argument("--drain", type=float, default=default.drain, help="seconds for running jobs at SIGTERM")

@@ -9,6 +9,8 @@ from .formats import GLB, MESH_FORMATS, PLY, SPLAT_FORMATS, TEXTURE_FORMATS
 from .sizes import parse_size
 
 EMBEDDED = "mini"
+AUTO = "auto"
+DTYPES = (AUTO, "float16", "bfloat16", "float32")
 PURPOSES: dict[str, dict[str, Any]] = {
     "web": {  # a GLB below 2 MB whatever the texture, AR on a phone, splats at a quarter of the PLY
         "target_faces": 10_000, "texture_resolution": 1024, "texture_format": "jpeg",
@@ -40,8 +42,10 @@ class Settings:
     mesh_formats, splat_formats: files to write besides mesh.glb and splats.ply, which are always written.
     texture_format: "png" or "jpeg", in GLB and USDZ. unlit: the GLB asks viewers to leave out their lights.
     height_mm: of the mesh in STL and 3MF, millimetres. purpose: "web", "game" or "print", what `of` chose the settings
-    for; by itself it changes nothing. device: "auto", "cpu", "cuda", "cuda:1", ... cfg_parallel: the next GPU takes one
-    half of guidance in every step, and of the decoding: the same orbit sooner.
+    for; by itself it changes nothing. device: "auto", "cpu", "cuda", "cuda:1", ... dtype: of UNet and image tower;
+    "auto" is float16 on a GPU and float32 on a CPU, bfloat16 is for weights that outgrow float16, and rounds eight
+    times as coarsely. cfg_parallel: the next GPU takes one half of guidance in every step, and of the decoding: the
+    same orbit sooner.
     """
 
     model: str = EMBEDDED
@@ -65,7 +69,8 @@ class Settings:
     unlit: bool = False
     height_mm: float = 100.0
     purpose: str | None = None
-    device: str = "auto"
+    device: str = AUTO
+    dtype: str = AUTO
     cfg_parallel: bool = False
 
     def __post_init__(self):
@@ -93,13 +98,15 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}: expected {low} to {high}, got {value}")
-        for name, known in (("texture_format", TEXTURE_FORMATS), ("purpose", (None, *PURPOSES))):
+        for name, known in (("texture_format", TEXTURE_FORMATS), ("purpose", (None, *PURPOSES)), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected {' or '.join(filter(None, known))}, got {getattr(self, name)!r}")
         if self.max_memory is not None:
             parse_size("max_memory", self.max_memory)
             if self.cfg_parallel:
                 raise ValueError("cfg_parallel: contradicts max_memory, which plans one GPU; give one of the two")
+            if self.dtype == "float32":
+                raise ValueError("max_memory: contradicts dtype float32, which nobody plans; give one of the two")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed: expected a whole number from 0 to 2^63 - 1, got {self.seed}")
         if self.frame_size is not None and self.frame_size % 64:

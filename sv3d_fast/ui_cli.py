@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .settings import EMBEDDED, Settings
+from .settings import DTYPES, EMBEDDED, Settings
 
 
 def add_ui(commands, command) -> None:
@@ -17,12 +17,13 @@ def add_ui(commands, command) -> None:
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's own)")
     parser.add_argument("--matting-model", type=Path, help="local ONNX file for background removal")
     parser.add_argument("--device", default=default.device, help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", choices=DTYPES, default=default.dtype, help="of the network; bfloat16 reaches far")
     parser.set_defaults(command=command)
 
 
 def ui_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags of `ui` say, for `Settings.of`. Raises ValueError."""
-    given = {name: getattr(args, name) for name in ("model", "steps", "matting_model", "device")}
+    given = {name: getattr(args, name) for name in ("model", "steps", "matting_model", "device", "dtype")}
     Settings.of(**given)
     if args.port is not None and not 1 <= args.port <= 65535:
         raise ValueError(f"port: expected 1 to 65535, got {args.port}")

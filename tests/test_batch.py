@@ -4,6 +4,7 @@ import functools
 import json
 import pickle
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -186,6 +187,21 @@ def test_networks_serve_one_picture_while_the_next_is_read(photos, tmp_path, mon
     waits = [json.loads((tmp_path / "out" / n / "manifest.json").read_text())["stages"]["orbit"] for n in "abcd"]
     assert sorted(w["waited_seconds"] for w in waits)[1] > 0
     assert all(w["waited_seconds"] <= w["seconds"] for w in waits)
+
+
+def test_a_network_is_opened_once_for_each_precision(photos, tmp_path, monkeypatch):
+    opened, open_model = [], batch_picture.open_model
+    monkeypatch.setattr(batch_picture, "open_model", lambda s: (opened.append(s.dtype), open_model(s))[1])
+    maker, dtypes = Maker(), ("float32", "bfloat16", "float32", "bfloat16")
+    made = [
+        maker.make(Job(photos / "a.png", f"{number}", replace(SETTINGS, dtype=dtype)), tmp_path)
+        for number, dtype in enumerate(dtypes)
+    ]
+    assert opened == ["float32", "bfloat16"]
+    frames = [one.orbit.value.frames for one in made]
+    assert torch.equal(frames[0], frames[2])
+    assert torch.equal(frames[1], frames[3])
+    assert 0 < (frames[0].float() - frames[1].float()).abs().mean() < 8
 
 
 @pytest.mark.parametrize("workers", [0, 17])

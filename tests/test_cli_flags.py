@@ -47,6 +47,8 @@ def test_usage(capsys, arguments):
         (["--seed", "99999999999999999999"], "seed"),
         (["--target-faces", "3"], "target_faces"),
         (["--height-mm", "0"], "height_mm: expected 1 to 10000, got 0"),
+        (["--device", "cpu", "--dtype", "float16"], "dtype: expected float32 or bfloat16 on a CPU"),
+        (["--dtype", "float32", "--max-memory", "6GiB"], "max_memory: contradicts dtype float32"),
         (["--device", "gpu"], "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         (["--device", "cuda:999"], "device: cuda:999 is not there"),
     ],

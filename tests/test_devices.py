@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sv3d_fast.devices import pick_device
+from sv3d_fast.devices import pick_device, pick_dtype
+from sv3d_fast.settings import DTYPES
 
 
 @pytest.fixture
@@ -68,3 +69,15 @@ def test_names_that_are_none(machine, name):
 def test_devices_that_are_not_there(name):
     with pytest.raises(ValueError, match=r"^device: "):
         pick_device(name)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_precision_by_name(device):
+    device = torch.device(device)
+    assert pick_dtype("auto", device) == (torch.float32 if device.type == "cpu" else torch.float16)
+    for name in DTYPES[1:]:
+        if (name, device.type) == ("float16", "cpu"):
+            with pytest.raises(ValueError, match=r"^dtype: expected float32 or bfloat16 on a CPU"):
+                pick_dtype(name, device)
+        else:
+            assert pick_dtype(name, device) == getattr(torch, name)

@@ -193,6 +193,21 @@ def test_numbers_that_stop_being_numbers_name_the_layer(layer, weight):
         next(denoising(unet, conditioning, noise, SAMPLING))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_outgrows_float16_is_told_what_reaches_further(dtype):
+    unet = make_unet()
+    unet.conv_out.weight.fill_(3e4)
+    conditioning, noise = given()
+    parts = Conditioning(conditioning.token.to(dtype), conditioning.image_latents.to(dtype), conditioning.vector)
+    running = denoising(unet.to(dtype), parts, noise, SAMPLING)
+    if dtype == torch.bfloat16:
+        assert torch.isfinite(finish(running)).all()
+        return
+    message = "after step 1 of 3; the first of its values that are not: conv_out, in float16; dtype bfloat16 reaches"
+    with pytest.raises(NonFiniteError, match=message):
+        next(running)
+
+
 def test_latents_sent_back_that_are_no_numbers_are_blamed(unet):
     conditioning, noise = given()
     with pytest.raises(NonFiniteError, match=r"after step 2 of 3; .* the latents before it"):

@@ -67,6 +67,7 @@ def test_the_manifest_tells_how(finished_run):
         assert entry["files"] == list(PLAN[name])
     assert told["stages"]["orbit"]["sampler"]["steps"] == 1
     assert told["stages"]["orbit"]["unet"] == "plain"
+    assert told["stages"]["orbit"]["dtype"] == "float32"
     assert told["figures"] == result.figures
     assert [w["message"] for w in told["warnings"]] == [e.message for e in events if isinstance(e, Warned)]
 

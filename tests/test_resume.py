@@ -55,7 +55,7 @@ def test_only_what_depends_on_a_setting_is_made_again(copied_run, change, redone
     assert list(manifest(folder)["stages"]) == list(PLAN)
 
 
-@pytest.mark.parametrize("what", ["photo", "version", "elevation", "steps", "foreground_ratio"])
+@pytest.mark.parametrize("what", ["photo", "version", "elevation", "steps", "foreground_ratio", "dtype"])
 def test_the_orbit_is_made_again_and_nothing_old_remains(copied_run, what, monkeypatch):
     photo, folder = copied_run
     settings = SMALL
@@ -64,7 +64,7 @@ def test_the_orbit_is_made_again_and_nothing_old_remains(copied_run, what, monke
     elif what == "version":
         monkeypatch.setattr("sv3d_fast.stages.__version__", "0.0.1")
     else:
-        value = {"elevation": 20.0, "steps": 2, "foreground_ratio": 0.5}[what]
+        value = {"elevation": 20.0, "steps": 2, "foreground_ratio": 0.5, "dtype": "bfloat16"}[what]
         settings = SMALL | {what: value}
     old = contents(folder / "images")
     _, ran, resumed, _ = follow(orbiting(photo, folder, Settings(**settings)))

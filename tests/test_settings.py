@@ -28,6 +28,7 @@ from sv3d_fast.settings import PURPOSES, Settings
         ("texture_format", "webp"), ("texture_format", None), ("purpose", "film"), ("purpose", ["web"]),
         ("remove_background", "no"), ("remove_background", 1), ("matting_model", 5),
         ("max_memory", "much"), ("max_memory", 6), ("max_memory", "0GiB"),
+        ("dtype", "half"), ("dtype", None), ("dtype", "float64"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_is_refused_by_name(name, value):
@@ -39,6 +40,9 @@ def test_what_can_not_be_is_refused_by_name(name, value):
 def test_contradiction():
     with pytest.raises(ValueError, match="matting_model: contradicts remove_background=False"):
         Settings(matting_model="m.onnx", remove_background=False)
+    with pytest.raises(ValueError, match="max_memory: contradicts dtype float32"):
+        Settings(max_memory="6GiB", dtype="float32")
+    Settings(max_memory="6GiB", dtype="bfloat16")
 
 
 def test_bounds_themselves_are_taken():

@@ -46,10 +46,10 @@ def test_interpreted_kernel_equals_its_reference_in_float64(interpreted, name):
     assert max(interpreted[name]) <= LAYERED.get(name, ROUNDING)
 
 
-def compiled(kernel, constants, warps, stages=3, descriptors=None, absent=(), **types):
+def compiled(kernel, constants, warps, stages=3, descriptors=None, absent=(), half="fp16", **types):
     arguments = {}
     for name in kernel.arg_names:
-        arguments[name] = "i32" if name in INTEGERS else "*fp16"
+        arguments[name] = "i32" if name in INTEGERS else f"*{half}"
     arguments.update(types)
     arguments.update(descriptors or {})
     arguments.update(dict.fromkeys(absent, "none"))
@@ -69,25 +69,34 @@ TUNED = sorted(
 )
 
 
-@pytest.mark.parametrize(
-    ("kind", "size", "gelu"),
-    [*((kind, size, False) for kind, size in TUNED), ("linear", tiles.SAFE, True)],
-    ids=[*(f"{k}-{t.m}x{t.n}-{t.warps}-{t.stages}" for k, t in TUNED), "linear with GELU"],
-)
-def test_matrix_products_compile_for_hopper(kind, size: Tiles, gelu):
+def check_product(kind, size: Tiles, gelu, half="fp16"):
     constants = {
         "TAPS": 3 if kind == "temporal_conv" else 1, "HAS_BIAS": True, "HAS_ROWS": False,
         "HAS_RESIDUAL": kind != "geglu", "HAS_SCALE": kind == "temporal_conv", "GEGLU": kind == "geglu", "GELU": gelu,
         "BLOCK_M": size.m, "BLOCK_N": size.n, "BLOCK_K": size.k, "GROUP": size.group, "PROGRAMS": 132,
     }  # fmt: skip
     descriptors = {
-        "a_desc": f"tensordesc<fp16[1,{size.m},{size.k}]>",
-        "b_desc": f"tensordesc<fp16[{size.n},{size.k}]>",
+        "a_desc": f"tensordesc<{half}[1,{size.m},{size.k}]>",
+        "b_desc": f"tensordesc<{half}[{size.n},{size.k}]>",
     }
-    made = compiled(gemm_kernel, constants, size.warps, size.stages, descriptors, rows="*fp16")
+    made = compiled(gemm_kernel, constants, size.warps, size.stages, descriptors, half=half, rows=f"*{half}")
     check(made, products=True)
     assert "cp.async.bulk.tensor" in made.asm["ptx"]
     assert made.metadata.shared * size.resident <= SHARED_LIMIT + 1024
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "gelu"),
+    [*((kind, size, False) for kind, size in TUNED), ("linear", tiles.SAFE, True)],
+    ids=[*(f"{k}-{t.m}x{t.n}-{t.warps}-{t.stages}" for k, t in TUNED), "linear with GELU"],
+)
+def test_matrix_products_compile_for_hopper(kind, size: Tiles, gelu):
+    check_product(kind, size, gelu)
+
+
+@pytest.mark.parametrize("kind", ["linear", "geglu", "temporal_conv"])
+def test_matrix_products_of_bfloat16_compile_for_hopper(kind):
+    check_product(kind, tiles.SAFE, False, half="bf16")
 
 
 def test_every_product_of_the_table_has_a_positive_size():
@@ -97,26 +106,28 @@ def test_every_product_of_the_table_has_a_positive_size():
     assert tiles.table((1, 2)) == {}
 
 
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
-def test_group_norm_compiles_for_hopper(skip, residual):
+def test_group_norm_compiles_for_hopper(skip, residual, half):
     absent = [*([] if skip else ["skip"]), *([] if residual else ["residual", "total"])]
     floats = dict.fromkeys(("means", "squares", "scale", "shift"), "*fp32")
     flags = {"HAS_SKIP": skip, "HAS_ROWS": True, "BLOCK_P": group_norm.BLOCK_P, "BLOCK_C": 64}
     statistics = compiled(
-        group_norm.statistics_kernel, {**flags, "HAS_RESIDUAL": residual}, 4, absent=absent, rows="*fp16",
-        means="*fp32", squares="*fp32",
+        group_norm.statistics_kernel, {**flags, "HAS_RESIDUAL": residual}, 4, absent=absent, half=half,
+        rows=f"*{half}", means="*fp32", squares="*fp32",
     )  # fmt: skip
     check(statistics, products=False)
     applied = compiled(
-        group_norm.apply_kernel, {**flags, "SILU": True}, 4, absent=absent[:1] if not skip else [], rows="*fp16",
-        scale="*fp32", shift="*fp32",
+        group_norm.apply_kernel, {**flags, "SILU": True}, 4, absent=absent[:1] if not skip else [], half=half,
+        rows=f"*{half}", scale="*fp32", shift="*fp32",
     )  # fmt: skip
     check(applied, products=False)
     constants = {"BLOCK_S": 64, "BLOCK_G": 16}
     check(compiled(group_norm.combine_kernel, constants, 4, eps="fp32", **floats), products=False)
 
 
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
 @pytest.mark.parametrize(
     ("way", "absent"),
     [
@@ -125,32 +136,36 @@ def test_group_norm_compiles_for_hopper(skip, residual):
         ("BLENDS", ["positions", "extra"]),
     ],
 )
-def test_layer_norm_compiles_for_hopper(way, absent):
+def test_layer_norm_compiles_for_hopper(way, absent, half):
     constants = {"HAS_POSITIONS": False, "BLENDS": False, "BLOCK_M": 2, "BLOCK_C": 2048}
     constants |= {way: True} if way else {}
-    check(compiled(layer_norm.layer_norm_kernel, constants, 4, absent=absent, eps="fp32"), products=False)
+    made = compiled(layer_norm.layer_norm_kernel, constants, 4, absent=absent, half=half, eps="fp32")
+    check(made, products=False)
 
 
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
 @pytest.mark.parametrize("guided", [False, True])
-def test_euler_step_compiles_for_hopper(guided):
+def test_euler_step_compiles_for_hopper(guided, half):
     constants = {"GUIDED": guided, "BLOCK_P": euler_step.BLOCK, "BLOCK_C": 4}
     tensors = dict.fromkeys(("latents", "scales", "moved"), "*fp32")
     numbers = dict.fromkeys(("of_output", "of_latents", "stride", "seen"), "fp32")
-    check(compiled(euler_step.euler_step_kernel, constants, 4, **tensors, **numbers), products=False)
+    check(compiled(euler_step.euler_step_kernel, constants, 4, half=half, **tensors, **numbers), products=False)
 
 
-def test_temporal_attention_compiles_for_hopper():
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
+def test_temporal_attention_compiles_for_hopper(half):
     kernel = temporal_attention.temporal_attention_kernel
-    made = compiled(kernel, {"HEAD": 64, "FRAMES": 32}, 1, scale="fp32")
+    made = compiled(kernel, {"HEAD": 64, "FRAMES": 32}, 1, half=half, scale="fp32")
     check(made, products=False)
     assert "mma.sync" in made.asm["ptx"]  # one warp: the products of its own
 
 
-def test_upsample_conv_compiles_for_hopper():
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
+def test_upsample_conv_compiles_for_hopper(half):
     u = upsample_conv
     constants = {"BLOCK_M": u.BLOCK_M, "BLOCK_N": u.BLOCK_N, "BLOCK_K": u.BLOCK_K, "GROUP": u.GROUP}
-    descriptors = {"w_desc": f"tensordesc<fp16[{u.BLOCK_N},{u.BLOCK_K}]>"}
-    check(compiled(u.upsample_conv_kernel, constants, 8, 3, descriptors), products=True)
+    descriptors = {"w_desc": f"tensordesc<{half}[{u.BLOCK_N},{u.BLOCK_K}]>"}
+    check(compiled(u.upsample_conv_kernel, constants, 8, 3, descriptors, half=half), products=True)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from sv3d_fast.scene.corners import split, to_y_up
 from sv3d_fast.scene.mesh import Mesh
 from sv3d_fast.scene.splat_axes import Axes
 from sv3d_fast.scene.splats import SH_C0, Splats
-from sv3d_fast.settings import EMBEDDED, PURPOSES, Settings
+from sv3d_fast.settings import AUTO, DTYPES, EMBEDDED, PURPOSES, Settings
 
 CATEGORY = "sv3d-fast"
 MODEL = io.Custom("SV3D_FAST_MODEL")
@@ -44,14 +44,15 @@ class LoadSV3D(io.ComfyNode):
             category=CATEGORY,
             inputs=[
                 io.String.Input("model", default=EMBEDDED, tooltip="mini, a checkpoint, a folder or a repository id"),
-                io.String.Input("device", default="auto", tooltip="auto, cpu, cuda or cuda:N"),
+                io.String.Input("device", default=AUTO, tooltip="auto, cpu, cuda or cuda:N"),
+                io.Combo.Input("dtype", options=list(DTYPES), default=AUTO, tooltip="bfloat16 reaches further"),
             ],
             outputs=[MODEL.Output(display_name="model")],
         )
 
     @classmethod
-    def execute(cls, model: str, device: str) -> io.NodeOutput:
-        given = {"model": model, "device": device}
+    def execute(cls, model: str, device: str, dtype: str) -> io.NodeOutput:
+        given = {"model": model, "device": device, "dtype": dtype}
         with torch.inference_mode(False):  # ComfyUI's is on; what is made in it can't take part in a fit
             return io.NodeOutput((given, open_model(Settings.of(**given))))
 

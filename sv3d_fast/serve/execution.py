@@ -27,26 +27,27 @@ def open_pipeline(settings: ServeSettings, device: str) -> Execute:
     from sv3d_fast.preview_settings import PreviewSettings
     from sv3d_fast.triposr_pipeline import open_triposr, previewing
 
-    model = open_model(Settings(model=settings.model, device=device))
+    opened: dict[str, Any] = {"model": settings.model, "dtype": settings.dtype, "device": device}
+    model = open_model(Settings(**opened))
     triposr = None
     if settings.preview_model:
         triposr = open_triposr(PreviewSettings(model=settings.preview_model, device=device))
 
     def execute(job: Job, picture: Path, folder: Path) -> Generator[Event, None, None]:
         matting = settings.matting_model if job.request.get("remove_background", True) else None
-        common: dict[str, Any] = {**job.request, "matting_model": matting, "device": device}
+        common: dict[str, Any] = {**job.request, "matting_model": matting}
         if job.mode == "preview":
-            asked = PreviewSettings(model=settings.preview_model, **common)
+            asked = PreviewSettings(model=settings.preview_model, device=device, **common)
             summary = yield from previewing([picture], folder.parent, asked, model=triposr)
             if summary.failed:
                 raise ValueError(summary.failed[picture])
             return
         step = orbiting if job.mode == "orbit" else running
-        yield from step(picture, folder, Settings(model=settings.model, **common), model=model)
+        yield from step(picture, folder, Settings(**opened, **common), model=model)
 
     with tempfile.TemporaryDirectory() as scratch:
         picture = _disc(Path(scratch) / "warm-up.png")
-        finish(orbiting(picture, scratch, Settings(model=settings.model, device=device, steps=1), model=model))
+        finish(orbiting(picture, scratch, Settings(**opened, steps=1), model=model))
     return execute
 
 

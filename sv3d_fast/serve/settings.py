@@ -4,9 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sv3d_fast.settings import EMBEDDED
-
-AUTO = "auto"
+from sv3d_fast.settings import AUTO, DTYPES, EMBEDDED
 
 
 @dataclass(frozen=True)
@@ -15,6 +13,7 @@ class ServeSettings:
 
     data_dir: jobs and their files; one server at a time. model, preview_model (TripoSR; None refuses mode preview) and
     matting_model: as of `run` and `preview`. devices: one worker process for each; "auto" is every GPU, or the CPU.
+    dtype: of SV3D's network, as of `run`.
     queue_size: jobs that may wait. deadline: seconds that a job may run. drain: seconds that running jobs get at
     SIGTERM. max_attempts: starts of a job whose worker dies. max_body: bytes of a request. max_pixels: of a picture.
     keep_hours: after which finished jobs and their files go. api_key_file: lines of SHA-256 hashes, None lets everyone
@@ -28,6 +27,7 @@ class ServeSettings:
     preview_model: str | None = None
     matting_model: Path | None = None
     devices: tuple[str, ...] = (AUTO,)
+    dtype: str = AUTO
     queue_size: int = 64
     deadline: float = 900.0
     drain: float = 60.0
@@ -57,6 +57,8 @@ class ServeSettings:
             raise ValueError(
                 f"devices: expected auto alone, or cpu, cuda, cuda:N, got {' '.join(self.devices) or 'none'}"
             )
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {self.dtype!r}")
         if not re.fullmatch(r"[a-z0-9]{0,16}", self.instance):
             raise ValueError(f"instance: expected up to 16 of a-z and 0-9, got {self.instance!r}")
 
