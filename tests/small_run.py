@@ -17,14 +17,14 @@ from sv3d_fast.settings import Settings
 
 PLAN = {k: v for k, v in plan_of(("glb", "obj"), ("ply",)).items() if k != "other"}  # of the default formats
 SMALL = {"steps": 1, "frame_size": 64, "mc_resolution": 24, "target_faces": 300, "texture_resolution": 64}
+FIT = FitConfig(size=32, count=300, steps=20, views_per_step=1)
 
 
 @contextlib.contextmanager
 def quick_fit():
     """Splats and previews of the least quality within."""
     with pytest.MonkeyPatch.context() as patch:
-        small = FitConfig(size=32, count=300, steps=20, views_per_step=1)
-        patch.setattr(FitConfig, "of", classmethod(lambda cls, device, size: small))
+        patch.setattr(FitConfig, "of", classmethod(lambda cls, device, size: FIT))
         patch.setattr(pipeline, "write_preview", functools.partial(write_preview, tile=32))
         yield
 

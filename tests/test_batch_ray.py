@@ -4,9 +4,11 @@ import itertools
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import small_run
 from small_run import SMALL, blob
 
 from sv3d_fast import batch_ray
@@ -16,6 +18,7 @@ from sv3d_fast.batch_ray import LANE_CPUS, RETRIES, Lane, carrying_on_ray, sprea
 from sv3d_fast.batch_source import Job
 from sv3d_fast.cli import main
 from sv3d_fast.events import Progress, finish
+from sv3d_fast.pipeline import running
 from sv3d_fast.settings import Settings
 
 SETTINGS = Settings(**SMALL, device="cpu")
@@ -62,8 +65,9 @@ def test_without_the_package(tmp_path, monkeypatch, capsys):
     assert 'pip install "sv3d-fast[ray]"' in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def cluster():
+@contextmanager
+def cluster(**environment):
+    """A cluster of this machine with a runtime environment (Ray's term): yields the package ray, connected."""
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
@@ -71,10 +75,12 @@ def cluster():
         patch.setenv("OMP_NUM_THREADS", "1")
         ray.init(
             "local", num_cpus=LANE_CPUS, include_dashboard=False, object_store_memory=100 * 2**20,
-            log_to_driver=False, logging_level="error",
+            log_to_driver=False, logging_level="error", runtime_env=environment,
         )  # fmt: skip
-        yield ray
-        ray.shutdown()
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def make_killer():
@@ -92,19 +98,30 @@ def make_killer():
 
 
 @pytest.mark.slow
-def test_a_job_that_ends_every_process_fails_and_the_others_are_redone(cluster):
+def test_a_job_that_ends_every_process_fails_and_the_others_are_redone():
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": RETRIES}
-    lanes = [Lane(cluster.remote(make_killer()).options(**options).remote(), itertools.cycle([]))] * 2
     jobs = [Job(Path(f"{name}.png"), name, SETTINGS) for name in ("one", "bad", "two", "three")]
-    values = list(spread(cluster, lanes, jobs, lambda lane, job: lane.maker.carry.remote(job)))
+    wrong = [Job(Path("x"), "wrong", SETTINGS)]
+    with cluster() as ray:
+        lanes = [Lane(ray.remote(make_killer()).options(**options).remote(), itertools.cycle([]))] * 2
+        values = list(spread(ray, lanes, jobs, lambda lane, job: lane.maker.carry.remote(job)))
+        with pytest.raises(ZeroDivisionError):
+            list(spread(ray, lanes, wrong, lambda lane, job: lane.maker.carry.remote(job)))
     (bad,) = [value for value in values if not isinstance(value, str)]
     assert sorted(value for value in values if isinstance(value, str)) == ["one", "three", "two"]
     assert (bad.row["name"], bad.row["state"]) == ("bad", FAILED)
     assert f"died {RETRIES + 1} times in a row" in bad.row["reason"]
-    with pytest.raises(ZeroDivisionError):
-        list(
-            spread(cluster, lanes, [Job(Path("x"), "wrong", SETTINGS)], lambda lane, job: lane.maker.carry.remote(job))
-        )
+
+
+def make_quick():
+    """Makes the fits of a process those of `quick_fit`; travels whole, with their configuration."""
+
+    def fit_quickly(config=small_run.FIT):
+        from sv3d_fast.scene.fit import FitConfig
+
+        FitConfig.of = classmethod(lambda cls, device, size: config)
+
+    return fit_quickly
 
 
 def processes(title: str) -> list[int]:
@@ -119,20 +136,20 @@ def processes(title: str) -> list[int]:
 
 
 @pytest.mark.slow
-def test_killed_actors_are_replaced_and_the_files_are_those_of_one_device(cluster, one_thread, tmp_path):
+def test_killed_actors_are_replaced_and_the_files_are_those_of_one_device(one_thread, quick_fit, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(2):
         blob(photos / f"{number}.png", (60 * number + 40, 160, 60, 255))
     (photos / "broken.png").write_bytes(b"no picture")
     killed = []
-    running = batching(photos, tmp_path / "ray", SETTINGS, ray="local")
-    for event in running:
-        if isinstance(event, Progress) and event.done == 1:
-            for title in ("ray::FitterActor", "ray::MakerActor"):
-                killed += processes(title)[:1]
-            for process in killed:
-                os.kill(process, signal.SIGKILL)
+    with cluster(worker_process_setup_hook=make_quick()):
+        for event in batching(photos, tmp_path / "ray", SETTINGS, ray="local"):
+            if isinstance(event, Progress) and event.done == 1:
+                for title in ("ray::FitterActor", "ray::MakerActor"):
+                    killed += processes(title)[:1]
+                for process in killed:
+                    os.kill(process, signal.SIGKILL)
     assert len(killed) == 2
     rows = read_results(tmp_path / "ray" / RESULTS)
     assert {name: row["state"] for name, row in rows.items()} == dict.fromkeys("01", DONE) | {"broken": FAILED}
@@ -141,7 +158,6 @@ def test_killed_actors_are_replaced_and_the_files_are_those_of_one_device(cluste
     assert finish(batching(photos, tmp_path / "ray", SETTINGS, ray="local")).failed == 1
     assert (tmp_path / "ray" / RESULTS).read_bytes() == before
 
-    (photos / "1.png").unlink()
-    finish(batching(photos, tmp_path / "here", SETTINGS))
+    finish(running(photos / "0.png", tmp_path / "here", SETTINGS))
     for name in ("images/0003.png", "splats.ply", "mesh.glb"):
-        assert (tmp_path / "ray" / "0" / name).read_bytes() == (tmp_path / "here" / "0" / name).read_bytes()
+        assert (tmp_path / "ray" / "0" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
