@@ -191,7 +191,7 @@ def _generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--foreground-ratio", type=float, help="longest side of the object over the picture's")
     parser.add_argument("--no-remove-bg", action="store_true", help="take the picture as it is")
     parser.add_argument("--matting-model", type=Path, help="local ONNX file for background removal")
-    parser.add_argument("--dtype", choices=DTYPES, default=default.dtype, help="of the network; bfloat16 reaches far")
+    parser.add_argument("--dtype", choices=DTYPES, default=default.dtype, help="bfloat16 where float16 overflows")
     parser.add_argument("--decode-chunk-size", type=int, help="frames decoded at once; no effect on pixels")
     _budget(parser)
 

@@ -44,8 +44,8 @@ def open_model(settings: Settings) -> SV3DModel:
     """
     device = pick_device(settings.device)
     path = EMBEDDED_WEIGHTS if settings.model == EMBEDDED else settings.model
-    half = pick_dtype(settings.dtype, device)
-    dtype = {"unet": half, "image_encoder": half, "vae": torch.float32}  # as official: no 16-bit VAE
+    chosen = pick_dtype(settings.dtype, device)
+    dtype = {"unet": chosen, "image_encoder": chosen, "vae": torch.float32}  # as official: no 16-bit VAE
     budget = budget_of(settings.max_memory, device)
     model = load_model(path, dtype=dtype, device=device if budget is None else "cpu")
     if budget is not None:

@@ -106,7 +106,7 @@ class Settings:
             if self.cfg_parallel:
                 raise ValueError("cfg_parallel: contradicts max_memory, which plans one GPU; give one of the two")
             if self.dtype == "float32":
-                raise ValueError("max_memory: contradicts dtype float32, which nobody plans; give one of the two")
+                raise ValueError("max_memory: contradicts dtype float32; steps of 16 bits alone are planned")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed: expected a whole number from 0 to 2^63 - 1, got {self.seed}")
         if self.frame_size is not None and self.frame_size % 64:

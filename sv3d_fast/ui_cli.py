@@ -17,7 +17,7 @@ def add_ui(commands, command) -> None:
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's own)")
     parser.add_argument("--matting-model", type=Path, help="local ONNX file for background removal")
     parser.add_argument("--device", default=default.device, help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", choices=DTYPES, default=default.dtype, help="of the network; bfloat16 reaches far")
+    parser.add_argument("--dtype", choices=DTYPES, default=default.dtype, help="bfloat16 where float16 overflows")
     parser.set_defaults(command=command)
 
 

@@ -45,7 +45,7 @@ class LoadSV3D(io.ComfyNode):
             inputs=[
                 io.String.Input("model", default=EMBEDDED, tooltip="mini, a checkpoint, a folder or a repository id"),
                 io.String.Input("device", default=AUTO, tooltip="auto, cpu, cuda or cuda:N"),
-                io.Combo.Input("dtype", options=list(DTYPES), default=AUTO, tooltip="bfloat16 reaches further"),
+                io.Combo.Input("dtype", options=list(DTYPES), default=AUTO, tooltip="bfloat16 where float16 overflows"),
             ],
             outputs=[MODEL.Output(display_name="model")],
         )
