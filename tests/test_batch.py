@@ -174,7 +174,7 @@ def test_networks_serve_one_picture_while_the_next_is_read(photos, tmp_path, mon
         inside.append(1)
         most.append(len(inside))
         with change:  # the networks go on as soon as the next picture, if there is one, is read
-            ahead.append(change.wait_for(lambda: len(read) >= min(len(most) + 1, 4), timeout=240))
+            ahead.append(change.wait_for(lambda: len(read) >= min(len(most) + 1, 4), timeout=480))
         made = yield from generating(*args, **kwargs)
         inside.pop()
         return made

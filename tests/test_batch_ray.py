@@ -73,6 +73,7 @@ def cluster(**environment):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_worker_niceness", "0")  # else tests beside this one come first
         ray.init(
             "local", num_cpus=LANE_CPUS, include_dashboard=False, object_store_memory=100 * 2**20,
             log_to_driver=False, logging_level="error", runtime_env=environment,

@@ -65,7 +65,7 @@ def wait_long(one: Made) -> Outcome:
 
 def appeared(path: Path) -> str:
     """The text of a file, as soon as it has some."""
-    end = time.monotonic() + 240
+    end = time.monotonic() + 480
     while not path.exists() or not path.read_text():
         assert time.monotonic() < end
         threading.Event().wait(0.02)
@@ -121,7 +121,7 @@ def test_a_process_ends_with_its_batch(tmp_path):
     process = int(appeared(tmp_path / "mark"))
     batch.kill()
     batch.wait()
-    end = time.monotonic() + 240
+    end = time.monotonic() + 480
     while Path(f"/proc/{process}").exists() and "zombie" not in Path(f"/proc/{process}/status").read_text():
         assert time.monotonic() < end
         threading.Event().wait(0.02)

@@ -57,7 +57,7 @@ class Server:
         body = b"".join(lines) + b"\r\n--b--\r\n"
         return f"/v1/jobs/{self.call('/v1/3d/generations', data=body, headers=headers)['id']}"
 
-    def until(self, condition, seconds=240.0):
+    def until(self, condition, seconds=480.0):
         end = time.monotonic() + seconds
         while not (value := condition()):
             assert self.process.poll() is None, "the server has ended"
@@ -91,7 +91,7 @@ def test_a_killed_server_goes_on_and_a_drained_one_puts_back(server, picture, tm
     server.until(lambda: server.call(first)["state"] == "running" and server.call(first)["progress"])
     other = subprocess.run(
         [sys.executable, "-m", "sv3d_fast.cli", "serve", "--data-dir", str(server.folder)],
-        capture_output=True, text=True, timeout=240,
+        capture_output=True, text=True, timeout=480,
     )  # fmt: skip
     assert other.returncode == 2
     assert "data_dir: another server uses" in other.stderr
@@ -100,7 +100,7 @@ def test_a_killed_server_goes_on_and_a_drained_one_puts_back(server, picture, tm
     server.until(lambda: server.call(first)["state"] == "running" and server.call(first)["progress"])
     assert server.call(first)["attempts"] == 2
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(240) == 0
+    assert server.process.wait(480) == 0
     server.start()
     server.until(lambda: server.call(first)["state"] == "running")
     assert server.call(first)["attempts"] == 2  # the drained attempt does not count
@@ -127,7 +127,7 @@ def test_weights_that_are_none_are_one_line(tmp_path):
         str(tmp_path / "x.ckpt"),
     ]
     server = Server(folder)
-    done = subprocess.run([*command, "--port", str(server.port)], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, "--port", str(server.port)], capture_output=True, text=True, timeout=480)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("sv3d-fast: error: ")
     assert "Traceback" not in done.stderr
