@@ -36,6 +36,14 @@ def quick_fit():
         yield
 
 
+@pytest.fixture
+def quick_batch(quick_fit, monkeypatch):
+    """Quick fits in a batch too, whose second halves are worked on in this process: they are known here alone."""
+    import small_run
+
+    monkeypatch.setattr("sv3d_fast.batch_workers.Fitter", small_run.FitterHere)
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """A finished run at its smallest: photo, folder, result and events. Never written to; `copied_run` copies it."""

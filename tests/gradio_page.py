@@ -1,18 +1,12 @@
 """The page of `sv3d-fast ui` in miniature, served for tests that call it and for those that look at it."""
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
-
-from sv3d_fast import pipeline
-from sv3d_fast.preview import write_preview
-from sv3d_fast.scene.fit import FitConfig
-
-SMALL = {"steps": 1, "frame_size": 64, "mc_resolution": 24, "target_faces": 300, "texture_resolution": 64}
+from small_run import SMALL, quick_fit
 
 
 @contextlib.contextmanager
@@ -20,11 +14,8 @@ def serving(folder: Path) -> Iterator[str]:
     """Its address, until the block ends. folder: for gradio's files."""
     from sv3d_fast.frontends.gradio import make_page, open_page
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, quick_fit():
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
-        small = FitConfig(size=32, count=300, steps=20, views_per_step=1)
-        patch.setattr(FitConfig, "of", classmethod(lambda cls, device, size: small))
-        patch.setattr(pipeline, "write_preview", functools.partial(write_preview, tile=32))
         page = make_page(**SMALL)
         yield open_page(page, host=None, port=None, wait=False)
         page.close()

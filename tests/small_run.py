@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from sv3d_fast import pipeline
+from sv3d_fast.batch_picture import reconstruct
 from sv3d_fast.events import StageFinished, StageResumed
 from sv3d_fast.formats import plan_of
 from sv3d_fast.pipeline import running
@@ -17,7 +18,7 @@ from sv3d_fast.settings import Settings
 
 PLAN = {k: v for k, v in plan_of(("glb", "obj"), ("ply",)).items() if k != "other"}  # of the default formats
 SMALL = {"steps": 1, "frame_size": 64, "mc_resolution": 24, "target_faces": 300, "texture_resolution": 64}
-FIT = FitConfig(size=32, count=300, steps=20, views_per_step=1)
+FIT = FitConfig(size=32, count=200, steps=10, views_per_step=1)
 
 
 @contextlib.contextmanager
@@ -27,6 +28,16 @@ def quick_fit():
         patch.setattr(FitConfig, "of", classmethod(lambda cls, device, size: FIT))
         patch.setattr(pipeline, "write_preview", functools.partial(write_preview, tile=32))
         yield
+
+
+class FitterHere:
+    """In place of a batch's Fitter, which has a process of its own."""
+
+    def reconstruct(self, made):
+        return reconstruct(made)
+
+    def close(self):
+        pass
 
 
 def blob(path, color=(200, 60, 40, 255)):

@@ -1,6 +1,5 @@
 """A batch: pictures fail alone, finished ones stay finished, and a record cut short anywhere is gone on from."""
 
-import functools
 import json
 import pickle
 import threading
@@ -10,36 +9,18 @@ import pytest
 import torch
 from small_run import SMALL, blob
 
-from sv3d_fast import batch, batch_picture, batch_workers, orbit_stage, pipeline, planned
+from sv3d_fast import batch, batch_picture, orbit_stage, planned
 from sv3d_fast.batch import PAGE, RESULTS, batching, read_results
 from sv3d_fast.batch_picture import DONE, FAILED, Made, Maker, reconstruct
 from sv3d_fast.batch_source import Job
 from sv3d_fast.cli import main
 from sv3d_fast.events import Progress, StageResumed, Warned, finish
 from sv3d_fast.orbit_io import load_orbit
-from sv3d_fast.preview import write_preview
-from sv3d_fast.scene.fit import FitConfig
 from sv3d_fast.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("quick_batch")
+
 SETTINGS = Settings(**SMALL)
-
-
-class InThisProcess:
-    """In place of a Fitter: the quick fit is known here alone."""
-
-    def reconstruct(self, made):
-        return reconstruct(made)
-
-    def close(self):
-        pass
-
-
-@pytest.fixture(autouse=True)
-def _quick_fit(monkeypatch):
-    monkeypatch.setattr(batch_workers, "Fitter", InThisProcess)
-    small = FitConfig(size=32, count=200, steps=10, views_per_step=1)
-    monkeypatch.setattr(FitConfig, "of", classmethod(lambda cls, device, size: small))
-    monkeypatch.setattr(pipeline, "write_preview", functools.partial(write_preview, tile=32))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The pages as a browser shows them, without a network: report.html, a batch's summary, and that of `sv3d-fast ui`."""
 
-import functools
 import re
 import zipfile
 
@@ -18,13 +17,10 @@ from selenium.webdriver.common.action_chains import ScrollOrigin
 from selenium.webdriver.common.by import By
 from small_run import SMALL, blob
 
-from sv3d_fast import pipeline
 from sv3d_fast.batch import PAGE, batching
 from sv3d_fast.events import finish
-from sv3d_fast.preview import write_preview
 from sv3d_fast.report import write_report
 from sv3d_fast.scene.export import save_mesh
-from sv3d_fast.scene.fit import FitConfig
 from sv3d_fast.scene.mesh import Mesh
 from sv3d_fast.settings import Settings
 
@@ -160,14 +156,7 @@ def test_the_report_spins_until_it_is_touched(window, tmp_path):
     until(window, lambda: np.array_equal(pixels(canvas), pixels(canvas)))
 
 
-@pytest.fixture
-def _quick_fit(monkeypatch):
-    small = FitConfig(size=32, count=200, steps=10, views_per_step=1)
-    monkeypatch.setattr(FitConfig, "of", classmethod(lambda cls, device, size: small))
-    monkeypatch.setattr(pipeline, "write_preview", functools.partial(write_preview, tile=32))
-
-
-@pytest.mark.usefixtures("_quick_fit")
+@pytest.mark.usefixtures("quick_batch")
 def test_the_page_of_a_batch(window, tmp_path):
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()

@@ -21,9 +21,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from sv3d_fast.serve.app import create_app
+from sv3d_fast.serve.execution import open_pipeline
 from sv3d_fast.serve.jobs import ENDED
 from sv3d_fast.serve.keys import new_key
 from sv3d_fast.serve.settings import ServeSettings
+from sv3d_fast.settings import Settings
 
 URL = "/v1/3d/generations"
 
@@ -325,6 +327,21 @@ def test_a_full_queue_the_deadline_and_what_is_taken_up_after_a_restart(tmp_path
         assert (over["state"], over["attempts"]) == ("failed", 1)
         assert over["reason"] == "the deadline of 3 s has passed"
         assert ended(client, waiting)["state"] == "done"
+
+
+def test_the_networks_are_opened_as_the_server_was_told(monkeypatch):
+    opened = []
+
+    def take(settings):
+        opened.append(settings)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("sv3d_fast.orbit_stage.open_model", take)
+    with pytest.raises(ValueError, match="enough"):
+        open_pipeline(ServeSettings(model="weights", dtype="bfloat16"), "cpu")
+    assert opened == [Settings(model="weights", dtype="bfloat16", device="cpu")]
+    with pytest.raises(ValueError, match=r"^dtype: expected auto or float16"):
+        open_pipeline(ServeSettings(dtype="half"), "cpu")
 
 
 def test_weights_that_cant_be_opened_end_the_server(tmp_path):

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sv3d_fast.settings import AUTO, DTYPES, EMBEDDED
+from sv3d_fast.settings import AUTO, EMBEDDED
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,6 @@ class ServeSettings:
             raise ValueError(
                 f"devices: expected auto alone, or cpu, cuda, cuda:N, got {' '.join(self.devices) or 'none'}"
             )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {self.dtype!r}")
         if not re.fullmatch(r"[a-z0-9]{0,16}", self.instance):
             raise ValueError(f"instance: expected up to 16 of a-z and 0-9, got {self.instance!r}")
 
