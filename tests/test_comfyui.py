@@ -1,7 +1,6 @@
 """The nodes for ComfyUI, run as it runs them: in inference mode, with tensors, by the names of their inputs."""
 
 import asyncio
-import functools
 import importlib.util
 import io
 import math
@@ -15,10 +14,7 @@ import trimesh
 from comfy_stand_in import Host, InterruptProcessingException
 from scipy.spatial.transform import Rotation
 
-from sv3d_fast import pipeline
-from sv3d_fast.preview import write_preview
 from sv3d_fast.scene.corners import to_y_up
-from sv3d_fast.scene.fit import FitConfig
 from sv3d_fast.scene.splats import Splats
 from sv3d_fast.settings import Settings
 
@@ -27,10 +23,7 @@ SMALL = {"frame_size": 64, "mc_resolution": 24, "target_faces": 300, "texture_re
 
 
 @pytest.fixture
-def host(monkeypatch, tmp_path):
-    small = FitConfig(size=32, count=300, steps=20, views_per_step=1)
-    monkeypatch.setattr(FitConfig, "of", classmethod(lambda cls, device, size: small))
-    monkeypatch.setattr(pipeline, "write_preview", functools.partial(write_preview, tile=32))
+def host(quick_fit, monkeypatch, tmp_path):
     whole = Settings.of
     monkeypatch.setattr(Settings, "of", classmethod(lambda cls, **given: whole(**SMALL | given)))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -10,6 +10,7 @@ import pytest
 import trimesh
 from gradio_page import photo, serving
 from PIL import Image
+from small_run import FIT
 
 from sv3d_fast import cli
 from sv3d_fast.events import Progress
@@ -61,7 +62,7 @@ def test_a_picture_becomes_a_mesh_and_files(client, tmp_path):
     bars = [re.search(r'label>(\w+) <progress value="(\d+)" max="(\d+)"', str(value(s[STATUS]))) for s in shown]
     steps = [(b[1], int(b[2]), int(b[3])) for b in bars if b]
     assert {stage for stage, _, _ in steps} == {"orbit", "fit", "surface", "texture"}
-    assert [done for stage, done, _ in steps if stage == "fit"][-1] == 20
+    assert [done for stage, done, _ in steps if stage == "fit"][-1] == FIT.steps
     last = shown[-1]
     assert value(last[STATUS]) == "Done"
     with zipfile.ZipFile(value(last[EVERYTHING])) as archive:
