@@ -329,6 +329,16 @@ def test_a_full_queue_the_deadline_and_what_is_taken_up_after_a_restart(tmp_path
         assert ended(client, waiting)["state"] == "done"
 
 
+def test_a_drain_that_has_to_kill_loses_no_attempt(tmp_path, monkeypatch):
+    monkeypatch.setattr("sv3d_fast.serve.supervisor.STUBBORN", 0.5)
+    with serving(tmp_path, max_attempts=1) as client:
+        hanging = queued(client, fakes.HANGS)
+        until(lambda: client.get(hanging).json()["state"] == "running")
+        client.service.supervisor.drain(0)
+        job = client.get(hanging).json()
+        assert (job["state"], job["attempts"]) == ("queued", 0)
+
+
 def test_the_networks_are_opened_as_the_server_was_told(monkeypatch):
     opened = []
 

@@ -119,12 +119,16 @@ class Supervisor:
             if now > self._deadline + STUBBORN:
                 for worker in self._workers.values():
                     worker.process.kill()
+                    worker.process.join()
+                    for job in self.store.running():  # it was told to stop: no fault of the job's
+                        if job.worker == worker.name:
+                            self.store.release(job)
         else:
             self._start_missing(now)
         if now - self._purged > PURGE_EVERY:
             self._purged = now
-            for job in self.store.purge(time.time() - 3600 * self.settings.keep_hours):
-                shutil.rmtree(self.settings.jobs_dir / job, ignore_errors=True)
+            for old in self.store.purge(time.time() - 3600 * self.settings.keep_hours):
+                shutil.rmtree(self.settings.jobs_dir / old, ignore_errors=True)
 
     def _start_missing(self, now: float) -> None:
         for slot, device in enumerate(self.devices):
